@@ -95,5 +95,6 @@ def _together(found: Sequence[Attribution], groups: Sequence[OneLength]) -> Attr
         index=None if first.index is None else listed([one.index or () for one in found]),
         target=first.target if same else short_label(targets, "targets"),
         targets=None if same else targets,
+        cost=" or ".join(dict.fromkeys(one.cost for one in found)),
         settings={name: setting(name) for name in first.settings},
     )

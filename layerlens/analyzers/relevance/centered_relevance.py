@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.baselines import baselines, mean_or_zero
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.token_inputs import token_leaves, used_places
+from layerlens.analyzers.common.token_inputs import text_leaves, used_places
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.borrowed import borrowed
@@ -43,6 +44,9 @@ def centered_relevance(
     goes to the first token, which many heads attend to, drops out. The best one-pass method on language models in
     docs/language-models.md; `leave_one_out` is more faithful where you can pay for its passes.
 
+    A picture or a series next to the text is centered by the mean of each channel over its places, as `leave_one_out`
+    replaces its parts; the columns of a table, which have no mean over places, keep their relevance.
+
     Args:
         model: ... It reads token ids by an `nn.Embedding`.
         x: token ids `(batch, token)`, or a dict that holds them. Tokens where a tensor `attention_mask` is 0 get 0 and
@@ -52,8 +56,8 @@ def centered_relevance(
         rules: ... A rulebook with a rule for the first layer is refused.
 
     Returns:
-        An `Attribution` `(batch, token)` in units of the score. Its sum is not the score; the check
-        `"conservation gap"` is measured before centering.
+        An `Attribution` `(batch, token)` in units of the score; with other inputs a dict by input name. Its sum is not
+        the score; the check `"conservation gap"` is measured before centering.
 
     Raises:
         InputError: if the input holds no token ids.
@@ -74,11 +78,15 @@ def centered_relevance(
     with borrowed(model):
         recording = record(model, x, [target], rules=rules, forward=forward)
         plan, bookkeeper, scorer = make_plan(recording), Bookkeeper.of(recording), recording.scorer
-        token_leaves(scorer, "centered_relevance")
+        texts = text_leaves(scorer, "centered_relevance")
         (swept,) = sweep(recording, plan, bookkeeper)
         result = book(recording, plan, bookkeeper, swept, 0)
-        values = {}
+        values, centers = {}, baselines(scorer, mean_or_zero(scorer))[0]
         for (name, leaf), multiplier in zip(scorer.leaves.items(), swept.ends, strict=True):
+            if name not in texts:
+                centered = leaf.value - centers[name]
+                values[name] = torch.zeros_like(centered) if multiplier is None else centered * multiplier
+                continue
             tokens = used_places(scorer, name)
             used = torch.ones_like(leaf.value[..., :1]) if tokens is None else tokens.unsqueeze(-1).to(leaf.value)
             mean = (leaf.value * used).sum(dim=1, keepdim=True) / used.sum(dim=1, keepdim=True).clamp_min(1)

@@ -82,6 +82,7 @@ class Fit:
             "": 1,
             "feature": self.features,
             "token": self.tokens,
+            "part": max(0, self.features - self.tokens),
             "unit": self.cam_units,
             "window": WINDOWS if self.image else self.features,
             "reference": DRAWN,

@@ -48,15 +48,27 @@ def test_each_word_of_the_answer_has_a_map_on_the_picture(llava):
         found.sources(layer=vision)
 
 
-def test_leaving_words_out_holds_the_picture_and_says_so(llava):
+def test_words_and_patches_are_left_out_together(llava):
     model, given = llava
     lens = Lens(model)
-    with pytest.raises(errors.InputError, match="words alone, hold it fixed: hold='pixel_values'"):
-        lens.saliency(given, target=(-1, 5), method="leave_one_out")
-    assert lens.saliency(given, target=(-1, 5), method="leave_one_out", hold="pixel_values").tensor.shape == (1, 8)
-    both = lens.saliency(given, target=(-1, 5))
-    assert set(both.values) == {"pixel_values", "input_ids"}
-    assert not both.values["input_ids"][0, 1:5].any()  # the picture takes the places of these
+    patches = torch.arange(4).reshape(1, 1, 2, 2).repeat_interleave(8, 2).repeat_interleave(8, 3)
+    found = lens.saliency(given, target=(-1, 5), method="leave_one_out", features={"pixel_values": patches})
+    assert found.cost == "16 forward passes: 4 for pixel_values, 12 for input_ids"  # 4 words, the 3 others for each
+    with torch.no_grad():
+        whole = model(**given).logits[0, -1, 5]
+        picture = given["pixel_values"]
+        changed = torch.where(patches == 2, picture.mean(dim=(2, 3), keepdim=True), picture)
+        patch = whole - model(**{**given, "pixel_values": changed}).logits[0, -1, 5]
+        ids = [torch.where(torch.arange(8) == 6, other, IDS) for other in (5, 7, 11)]
+        word = whole - sum(model(**{**given, "input_ids": one}).logits[0, -1, 5] for one in ids) / 3
+    torch.testing.assert_close(found.values["pixel_values"][0, 1, 9, 3], patch, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(found.values["input_ids"][0, 6], word, rtol=1e-4, atol=1e-6)
+    words = lens.saliency(given, target=(-1, 5), method="leave_one_out", hold="pixel_values")
+    assert torch.equal(words.tensor, found.values["input_ids"])
+    for method in ("rise", "centered_relevance", "auto"):
+        both = lens.saliency(given, target=(-1, 5), method=method)
+        assert set(both.values) == {"pixel_values", "input_ids"} and both.values["pixel_values"].any()
+        assert not both.values["input_ids"][0, 1:5].any()  # the picture takes the places of these
 
 
 def test_a_transcript_has_a_map_on_the_sound():

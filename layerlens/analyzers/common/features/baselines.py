@@ -57,9 +57,9 @@ def baselines(scorer: Scorer, spec: Baseline) -> tuple[Leaves, str]:
     if isinstance(spec, Mapping):
         spec = {leaf_name(scorer.inputs, scorer.leaves, name, NAMED): part for name, part in spec.items()}
         by_name = {name: spec.get(name, "zero") for name in scorer.leaves}
-        label = ", ".join(f"{name}: {_label(part)}" for name, part in by_name.items())
+        label = ", ".join(f"{name}: {labeled(part)}" for name, part in by_name.items())
     else:
-        by_name, label = dict.fromkeys(scorer.leaves, spec), _label(spec)
+        by_name, label = dict.fromkeys(scorer.leaves, spec), labeled(spec)
     with torch.no_grad():
         found = {name: _baseline(scorer, name, scorer.leaves[name], part) for name, part in by_name.items()}
     if isinstance(spec, (torch.Tensor, np.ndarray)) and spec.ndim > 1 and len(spec) == len(scorer.rows) > 1:
@@ -69,7 +69,13 @@ def baselines(scorer: Scorer, spec: Baseline) -> tuple[Leaves, str]:
     return found, label
 
 
-def _label(spec: Baseline) -> str:
+def mean_or_zero(scorer: Scorer) -> dict[str, Baseline]:
+    """Return what usually replaces a part of each leaf: `"mean"` where places lie next to each other, else `"zero"`."""
+    return {name: "mean" if spread_axes(leaf) else "zero" for name, leaf in scorer.leaves.items()}
+
+
+def labeled(spec: Baseline) -> str:
+    """Return a name for a baseline."""
     return describe(spec) if isinstance(spec, (torch.Tensor, np.ndarray)) else str(spec)
 
 
@@ -99,7 +105,9 @@ def _baseline(scorer: Scorer, name: str, leaf: Leaf, spec: Baseline) -> torch.Te
     if leaf.layer is None:
         if not value.is_floating_point() and not torch.equal(given.to(value.dtype).double(), given.double()):
             kind = "booleans" if value.dtype == torch.bool else "whole numbers"
-            raise OptionError(f"the baseline of input {name!r} must be of {kind}, as the input is; got {_label(spec)}.")
+            raise OptionError(
+                f"the baseline of input {name!r} must be of {kind}, as the input is; got {labeled(spec)}."
+            )
         return _broadcast(scorer, given.to(value.dtype), name, value.ndim)
     if given.is_floating_point():
         if given.ndim == 0:

@@ -144,7 +144,11 @@ def _labels(scorer: Scorer, name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
         choose("kind of features", spec, NAMES)
     if leaf.layer is not None:
         if spec not in (None, "places"):
-            raise OptionError(f"the features of token ids {name!r} are tokens, or labels (batch, token); got {spec!r}.")
+            others = [other for other in scorer.leaves if other != name]
+            instead = f" For the other input: features={{{others[0]!r}: {spec!r}}}." if others else ""
+            raise OptionError(
+                f"the features of token ids {name!r} are tokens, or labels (batch, token); got {spec!r}.{instead}"
+            )
         sizes = value.shape[1:-1]  # none where each sample has one id
         return torch.arange(sizes.numel()).reshape(1, *sizes, 1)
     sizes = value.shape[1:]

@@ -130,6 +130,18 @@ def leaf_name(scored: Inputs, leaves: Mapping[str, Leaf], name: object, what: st
     return known[choose(what, name, known)]
 
 
+def by_leaf(scored: Inputs, leaves: Mapping[str, Leaf], what: str, given: Any) -> dict[str, Any]:
+    """Return an option for each leaf, from one for all or a dict by input name; None where that has none.
+
+    Raises:
+        OptionError: when the dict names another input; `what` names the option.
+    """
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(leaves, given)
+    named = {leaf_name(scored, leaves, name, f"input name in {what}="): one for name, one in given.items()}
+    return {name: named.get(name) for name in leaves}
+
+
 def unchangeable(model: nn.Module, inputs: Inputs, leaves: Mapping[str, Leaf], forward: Forward | None) -> list[str]:
     """Return the leaves of whole numbers that cannot be changed: indices, and what the model does not run without.
 

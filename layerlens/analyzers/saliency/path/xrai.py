@@ -73,11 +73,14 @@ def xrai(
         >>> xrai(net, torch.randn(1, 1, 8, 8), target=1, scales=[4, 9], tolerance=1.0).tensor.shape
         torch.Size([1, 8, 8])
     """
-    tensors = as_inputs(x).tensors()
+    given = as_inputs(x).named_for(model, forward)
+    tensors = {name: tensor for name, tensor in given.tensors().items() if name not in given.held}
     images = next(iter(tensors.values()))
     if len(tensors) != 1 or images.ndim != 4 or not images.is_floating_point():
         listed = ", ".join(f"{name} {describe(tensor)}" for name, tensor in tensors.items())
-        raise InputError(f"xrai needs one image batch (batch, channel, height, width), got {listed}.")
+        others = [name for name, tensor in tensors.items() if tensor.ndim != 4 or not tensor.is_floating_point()]
+        one = f" For the image alone, hold={others}." if 0 < len(others) == len(tensors) - 1 else ""
+        raise InputError(f"xrai needs one image batch (batch, channel, height, width), got {listed}.{one}")
     if not scales or any(isinstance(scale, bool) or not isinstance(scale, int) or scale < 1 for scale in scales):
         raise OptionError(f"scales must be whole numbers of at least 1, got {scales!r}.")
     if base is None:
@@ -102,7 +105,12 @@ def xrai(
         target=base_result.target,
         targets=base_result.targets,
         method="xrai",
-        settings={"base": base or "integrated_gradients, black and white", "scales": list(scales), **options},
+        settings={
+            "base": base or "integrated_gradients, black and white",
+            "scales": list(scales),
+            **options,
+            **({"hold": ", ".join(given.held)} if given.held else {}),
+        },
         score=base_result.score,
         checks=dict(base_result.checks),
         inputs=images.detach().clone(),

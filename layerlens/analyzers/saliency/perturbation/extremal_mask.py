@@ -78,7 +78,7 @@ def extremal_mask(
             listed = ", ".join(f"{key} {describe(one.value)}" for key, one in scorer.leaves.items())
             raise InputError(
                 f"extremal_mask needs one image (batch, channel, height, width); got {listed}. "
-                f"{'shapley_sampling takes several inputs' if others else 'rise and shapley_sampling take any input'}."
+                f"{_instead(scorer)}rise and shapley_sampling take any input."
             )
         score, _ = gradients(scorer, scorer.start())
         scorer.refuse_joint("extremal_mask")
@@ -100,6 +100,13 @@ def extremal_mask(
             units="share of masks that keep it",
             checks=checks,
         )
+
+
+def _instead(scorer: Scorer) -> str:
+    """Say how to hold all inputs but the only image, if there is one."""
+    images = [name for name, leaf in scorer.leaves.items() if leaf.is_picture]
+    held = [name for name in scorer.leaves if name not in images]
+    return f"For the image alone, hold={held[0] if len(held) == 1 else held!r}; " if len(images) == 1 and held else ""
 
 
 def _optimized(

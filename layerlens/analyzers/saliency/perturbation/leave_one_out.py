@@ -1,16 +1,23 @@
-"""Leave-one-out: how much the score falls when one token of a text is exchanged."""
+"""Leave-one-out: how much the score falls when one token of a text, or one part of a picture, is exchanged."""
 
 from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import nn
 
-from layerlens.analyzers.common.batch_size import BatchSize, first_score
-from layerlens.analyzers.common.features.baselines import Baseline, baselines
+from layerlens.analyzers.common.batch_size import BatchSize
+from layerlens.analyzers.common.features.baselines import NAMED, Baseline, labeled, mean_or_zero
+from layerlens.analyzers.common.features.coalitions import Coalitions
+from layerlens.analyzers.common.features.column_groups import is_groups
+from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
+from layerlens.analyzers.common.leaves.leaves import leaf_name
 from layerlens.analyzers.common.messages import sample_numbers
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Leaves, Scorer, scoring, warn_of_zeros
-from layerlens.analyzers.common.token_inputs import token_leaves
+from layerlens.analyzers.common.scorer import Scorer, scoring, warn_of_zeros
+from layerlens.analyzers.common.token_inputs import text_leaves, used_places
 from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.progress import track
@@ -20,7 +27,7 @@ from layerlens.targets.target import Spec
 
 @method(
     family="perturbation",
-    passes="4 forward passes (draws) per token",
+    passes="4 forward passes (draws) per token and 1 forward pass a part of other inputs",
     needs="token ids",
     source="Li, Monroe & Jurafsky 2016",
 )
@@ -30,6 +37,7 @@ def leave_one_out(
     *,
     target: Spec = None,
     fill: Baseline = "drawn",
+    features: FeatureSpec = None,
     draws: int = 4,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -44,20 +52,31 @@ def leave_one_out(
     Nothing is approximated, but what is asked depends on the fill: docs/language-models.md measures by how much. By
     default other tokens of the same text replace it, which are more natural to a model than an embedding of zeros.
 
+    Inputs of other kinds next to the text, such as a picture or a series, are left out part by part in the same way,
+    each part replaced by the mean of every channel over the places. All values are falls of one score, so those of a
+    patch and of a word compare. Every value of a part has the number of the part. Tokens that only hold a place for a
+    picture are neither left out nor drawn.
+
     Args:
         model: ... It reads token ids by an `nn.Embedding`.
         x: ... Token ids `(batch, token)`, or a dict that holds them; places where a tensor `attention_mask` is 0 get 0.
         target: ... For the next token of a language model take a contrast of two tokens or a log-probability, not a
             logit.
         fill: what replaces a token. `"drawn"`: tokens of other places of the text; `"zero"`: the zero embedding; a
-            whole number: the id of a reference token (mask, padding); or an embedding, such as the mean of all.
+            whole number: the id of a reference token (mask, padding); or an embedding, such as the mean of all. For
+            inputs of other kinds a dict by input name, of `"mean"` (default; `"zero"` for columns, which have no mean
+            over places), `"blur"`, or any other baseline of `integrated_gradients`.
+        features: which values are left out together: None for tokens, columns, and about 64 parts of a picture or a
+            series; a number of parts, or another choice, for inputs of other kinds; or a dict by input name. Tokens
+            can be grouped by labels where the fill is not drawn.
         draws: number of tokens drawn for each place, without repetition; a shorter text uses all its others.
 
     Returns:
-        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws.
+        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws. With other
+        inputs a dict by input name. The progress bar and `cost` say the number of passes.
 
     Raises:
-        OptionError: when an option is out of range, or the fill does not fit.
+        OptionError: when an option is out of range, or the fill or the features do not fit.
 
     Example:
         >>> net = nn.Sequential(nn.Embedding(9, 4), nn.Flatten(), nn.Linear(12, 2))
@@ -66,32 +85,100 @@ def leave_one_out(
     """
     check_count("draws", draws)
     check_seed(seed)
-    if isinstance(fill, str) and fill not in ("drawn", "zero"):
-        raise OptionError(f"unknown fill {fill!r}. Known: 'drawn', 'zero', a token id, an embedding.")
     with scoring(model, x, target, forward=forward, grad=False) as scorer:
-        token_leaves(scorer, "leave_one_out")
-        whole = {name: leaf.value for name, leaf in scorer.leaves.items()}
-        score, batch = first_score(scorer, whole, batch_size, gradient=False)
-        drawn = isinstance(fill, str) and fill == "drawn"
-        fills, label = ({}, "drawn") if drawn else baselines(scorer, fill)
-        drop_means, errors = {}, {}
-        for name in whole:
-            used = torch.ones(whole[name].shape[:2], dtype=torch.bool, device=scorer.rows.device)
-            if drawn:
-                exchanges = torch.cat([_exchanges(row, kept, draws, seed) for row, kept in enumerate(used)])
-            else:
-                row, place = used.nonzero().unbind(dim=1)
-                exchanges = torch.stack([row, place, place], dim=1)
-            drops = _drops(scorer, whole, name, fills.get(name), exchanges, score, batch)
-            drop_means[name], errors[name] = _means(drops, exchanges, whole[name].shape[:2])
-        warn_of_zeros(drop_means, "leave_one_out")
-        return scorer.attribution(
-            {name: value.unsqueeze(-1) for name, value in drop_means.items()},
+        texts = text_leaves(scorer, "leave_one_out")
+        fills = _fills(scorer, fill, texts)
+        drawn = [name for name, one in fills.items() if isinstance(one, str) and one == "drawn"]
+        coalitions = Coalitions(scorer, fills | dict.fromkeys(drawn, "zero"), batch_size)
+        parts = _parts(scorer, features, texts, drawn)
+        exchanges = {name: _all_exchanges(scorer, name, draws, seed) for name in drawn}
+        passes = _passes(scorer, parts, exchanges)
+        said = ", ".join(f"{count} for {name}" for name, count in passes.items())
+        values, errors = {}, {}
+        if parts is not None:
+            scores = coalitions.features(parts, 1 - torch.eye(parts.count), f"leave_one_out, passes: {said}")
+            drops = coalitions.score.double() - scores.double()  # (parts, batch)
+            values = parts.spread(drops.T.float(), scorer.leaves)
+            errors = {name: torch.zeros_like(one if name not in texts else one[..., 0]) for name, one in values.items()}
+        for name, exchanged in exchanges.items():
+            drops = _drops(coalitions, name, exchanged, f"leave_one_out, passes: {said}")
+            means, errors[name] = _means(drops, exchanged, scorer.leaves[name].value.shape[:2])
+            values[name] = means.unsqueeze(-1)
+        warn_of_zeros(values, "leave_one_out")
+        names = {name: labeled(one) for name, one in fills.items()}
+        found = scorer.attribution(
+            values,
             method="leave_one_out",
-            settings={"fill": label, "draws": draws if drawn else None, "seed": seed, "batch_size": batch},
-            score=score,
+            settings={
+                "fill": names.popitem()[1] if len({*names.values()}) == 1 else ", ".join(map(": ".join, names.items())),
+                "draws": draws if drawn else None,
+                "seed": seed,
+                **({} if parts is None else {"features": parts.count}),
+                "batch_size": coalitions.batch_size,
+            },
+            score=coalitions.score,
             standard_error=errors if drawn and draws > 1 else None,
         )
+        several = len(passes) > 1
+        return dataclasses.replace(found, cost=f"{sum(passes.values())} forward passes: {said}") if several else found
+
+
+def _fills(scorer: Scorer, fill: Baseline, texts: list[str]) -> dict[str, Baseline]:
+    """Return the fill of every leaf.
+
+    Raises:
+        OptionError: when one is unknown, or is for an input that is not there.
+    """
+    given = fill if isinstance(fill, Mapping) else dict.fromkeys(texts, fill)
+    given = {leaf_name(scorer.inputs, scorer.leaves, name, "input name in fill="): one for name, one in given.items()}
+    for name, one in given.items():
+        if isinstance(one, str) and name in texts and one not in ("drawn", "zero"):
+            raise OptionError(
+                f"unknown fill {one!r}. Known: 'drawn', 'zero', a token id, an embedding."
+                + " For other inputs give a dict by input name." * (len(texts) < len(scorer.leaves))
+            )
+        if isinstance(one, str) and one == "drawn" and name not in texts:
+            raise OptionError(f"fill='drawn' is for token ids; for input {name!r} give 'mean', 'blur' or 'zero'.")
+    return mean_or_zero(scorer) | dict.fromkeys(texts, "drawn") | given
+
+
+def _parts(scorer: Scorer, spec: FeatureSpec, texts: list[str], drawn: list[str]) -> Features | None:
+    """Return what is left out together; None where every token has drawn fills and nothing else is left out.
+
+    Raises:
+        OptionError: when it does not fit, or groups tokens whose fill is drawn.
+    """
+    if not isinstance(spec, Mapping):
+        spec = dict.fromkeys([name for name in scorer.leaves if name not in texts] or texts, spec)
+    if not is_groups(spec):
+        spec = {leaf_name(scorer.inputs, scorer.leaves, name, NAMED): one for name, one in spec.items()}
+        given = {name: one for name, one in spec.items() if one is not None}
+        if len(drawn) == len(scorer.leaves) and not given:
+            return None
+        spec = {**dict.fromkeys(drawn, torch.tensor(-1)), **given}
+    parts = features_of(scorer, spec)
+    if grouped := [name for name in drawn if bool((parts.labels[name] >= 0).any())]:
+        raise OptionError(
+            f"fill='drawn' exchanges single tokens, so those of {grouped[0]!r} cannot be grouped by features=. Give "
+            f"one fill for all, fill={{{grouped[0]!r}: 'zero'}}, or the id of a reference token instead of 'zero'."
+        )
+    return parts
+
+
+def _passes(scorer: Scorer, parts: Features | None, exchanges: Mapping[str, torch.Tensor]) -> dict[str, int]:
+    """Return the number of passes for each input, per sample."""
+    labels = {} if parts is None else parts.labels
+    batch = len(scorer.rows)
+    counts = {name: len(torch.unique(one[one >= 0])) for name, one in labels.items()}
+    return counts | {name: -(-len(one) // batch) for name, one in exchanges.items()}
+
+
+def _all_exchanges(scorer: Scorer, name: str, draws: int, seed: int) -> torch.Tensor:
+    """Return the exchanges of every sample, see `_exchanges`."""
+    used = used_places(scorer, name)
+    shape = scorer.leaves[name].value.shape[:2]
+    used = torch.ones(shape, dtype=torch.bool, device=scorer.rows.device) if used is None else used
+    return torch.cat([_exchanges(row, kept, draws, seed) for row, kept in enumerate(used)])
 
 
 def _exchanges(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Tensor:
@@ -115,24 +202,15 @@ def _exchanges(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Ten
     ).flatten(0, 1)
 
 
-def _drops(
-    scorer: Scorer,
-    whole: Leaves,
-    name: str,
-    fill: torch.Tensor | None,
-    exchanges: torch.Tensor,
-    score: torch.Tensor,
-    batch: int,
-) -> torch.Tensor:
+def _drops(coalitions: Coalitions, name: str, exchanges: torch.Tensor, said: str) -> torch.Tensor:
     """S(x) - S(x changed) for each exchange, in double precision."""
-    source = whole[name] if fill is None else fill
-    drops = []
+    whole, drops = coalitions.ends, []
     with torch.no_grad():
-        for part in track(torch.split(exchanges, batch), "leave_one_out"):
+        for part in track(torch.split(exchanges, coalitions.batch_size), said):
             rows, places, others = part.unbind(dim=1)
             values = {other: value[rows] for other, value in whole.items()}
-            values[name][torch.arange(len(rows), device=rows.device), places] = source[rows, others]
-            drops.append(score[rows].double() - scorer(values, rows).double())
+            values[name][torch.arange(len(rows), device=rows.device), places] = whole[name][rows, others]
+            drops.append(coalitions.score[rows].double() - coalitions.scorer(values, rows).double())
     return torch.cat(drops)
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.leaves.leaves import Leaf, leaf_name, place_axes
+from layerlens.analyzers.common.leaves.leaves import Leaf, by_leaf, place_axes
 from layerlens.analyzers.common.registry import method
-from layerlens.analyzers.common.scorer import Scorer, scoring, warn_of_zeros
+from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import OptionError, check_count
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
@@ -67,7 +67,10 @@ def occlusion(
     with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         coalitions = Coalitions(scorer, baseline, batch_size)
         values, used = {}, {}
-        windows, strides = _by_input(scorer, "window", window), _by_input(scorer, "stride", stride)
+        windows, strides = (
+            by_leaf(scorer.inputs, scorer.leaves, what, given)
+            for what, given in (("window", window), ("stride", stride))
+        )
         for name, leaf in scorer.leaves.items():
             axes, sizes, steps = _windows(name, leaf, windows[name], strides[name])
             used[name] = (sizes, steps)
@@ -85,16 +88,6 @@ def occlusion(
             },
             score=coalitions.score,
         )
-
-
-def _by_input(scorer: Scorer, what: str, given: Sizes) -> dict[str, Size]:
-    """Return the sizes for each leaf."""
-    if not isinstance(given, Mapping):
-        return dict.fromkeys(scorer.leaves, given)
-    named = {
-        leaf_name(scorer.inputs, scorer.leaves, name, f"input name in {what}="): one for name, one in given.items()
-    }
-    return {name: named.get(name) for name in scorer.leaves}
 
 
 def _windows(name: str, leaf: Leaf, window: Size, stride: Size) -> tuple[list[int], tuple[int, ...], tuple[int, ...]]:

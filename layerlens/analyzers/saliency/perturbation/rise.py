@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import torch
@@ -11,9 +12,10 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.leaves.leaves import place_axes
+from layerlens.analyzers.common.leaves.leaves import Leaf, by_leaf, place_axes
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
+from layerlens.analyzers.common.token_inputs import used_places
 from layerlens.errors import OptionError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
@@ -34,7 +36,7 @@ def rise(
     target: Spec = None,
     where: Selection = None,
     samples: int = 400,
-    cells: int = 7,
+    cells: int | Mapping[str, int] = 7,
     probability: float = 0.5,
     sampling: Sampling = "balanced",
     estimate: Literal["regression", "mean"] = "regression",
@@ -54,19 +56,24 @@ def rise(
     regression of the scores on the masks, whose penalty generalized cross-validation chooses (Golub, Heath & Wahba
     1979).
 
+    Several inputs, such as a picture and words, are masked all at once, each by its own grid, and one regression
+    explains the score by all of them: values are then the score for each cell, token or column that is kept, so that
+    those of different inputs compare.
+
     Args:
-        x: ... One tensor.
         samples: number of masks, the same for all samples of the batch.
-        cells: cells of the grid along the shorter side; each token or column is a cell.
+        cells: cells of the grid along the shorter side, or a dict of those by input name; each token or column is a
+            cell.
         probability: probability that a cell is kept; 0.5 for balanced sampling.
         sampling: `"balanced"` or `"random"`.
-        estimate: `"regression"`: signed, score per place kept; or `"mean"`: the published one.
+        estimate: `"regression"`: signed, score per place kept, of several inputs per cell kept; or `"mean"`: the
+            published one.
 
     Returns:
         An `Attribution` shaped like the input, with its standard error. All channels of a place have its number.
 
     Raises:
-        OptionError: when an option is out of range, there are several inputs, or the baseline does not fit.
+        OptionError: when an option is out of range, or the baseline does not fit.
 
     Example:
         >>> net = nn.Sequential(nn.Flatten(), nn.Linear(64, 1, bias=False))
@@ -77,53 +84,52 @@ def rise(
     """
     check_count("samples", samples)
     check_seed(seed)
-    check_count("cells", cells)
     choose("estimate", estimate, ("regression", "mean"))
     if not 0 < probability < 1 or (sampling == "balanced" and probability != 0.5):
         raise OptionError(f"probability={probability!r} must be between 0 and 1, and 0.5 for balanced sampling.")
-    with scoring(model, x, target, where=where, forward=forward, grad=False, whole="alone") as scorer:
-        if len(scorer.leaves) > 1:
-            raise OptionError(
-                f"rise masks one input; the model takes {', '.join(scorer.leaves)}. shapley_sampling takes several."
-            )
+    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
         coalitions = Coalitions(scorer, baseline, batch_size)
-        ((name, leaf),) = scorer.leaves.items()
-        axes = place_axes(leaf)
-        places = [leaf.value.shape[1 + axis] for axis in axes] or [1]  # a single id for each sample
-        separate = leaf.layer is not None or leaf.value.ndim <= 2
-        masks = SmoothMasks(places, 0 if separate else cells, samples, probability, sampling, seed)
-        shape = [leaf.value.shape[1 + axis] if axis in axes else 1 for axis in range(leaf.value.ndim - 1)]
+        grids = by_leaf(scorer.inputs, scorer.leaves, "cells", cells)
+        masks = {name: _masks(leaf, grids[name]) for name, leaf in scorer.leaves.items()}
+        draw(list(masks.values()), samples, probability, sampling, seed)
         scores = torch.zeros(samples, coalitions.batch, dtype=torch.float64)
-        coarse = torch.zeros(samples, masks.coarse)
-        first, second = (torch.zeros(coalitions.batch, *places, dtype=torch.float64) for _ in range(2))
+        coarse = {name: torch.zeros(samples, one.coarse) for name, one in masks.items()}
+        sums = {name: torch.zeros(2, coalitions.batch, *one.places, dtype=torch.float64) for name, one in masks.items()}
+        made: dict[str, torch.Tensor] = {}
 
         def make(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-            made.clear()
-            made.append(masks(chosen))
-            return {name: made[0].reshape(len(chosen), *shape)}
+            made.update({name: one(chosen) for name, one in masks.items()})
+            return {name: one.reshape(len(chosen), *_shape(scorer.leaves[name])) for name, one in made.items()}
 
-        made: list[torch.Tensor] = []
+        texts = [name for name, leaf in scorer.leaves.items() if leaf.layer is not None and leaf.value.ndim == 3]
+        used = {name: one for name in texts if (one := used_places(scorer, name)) is not None}
         for chosen, kept_scores in coalitions.every(samples, make, "RISE"):
             scores[chosen] = kept_scores.double().cpu()
-            coarse[chosen] = masks.pooled(made[0])
-            if estimate == "mean":
-                weighted = torch.einsum("mb,m...->mb...", scores[chosen], made[0].double()) / probability
-                first += weighted.sum(dim=0)
-                second += weighted.square().sum(dim=0)
+            for name, mask in made.items():
+                coarse[name][chosen] = masks[name].pooled(mask) * (used[name].any(dim=0).cpu() if name in used else 1)
+                if estimate == "mean":
+                    weighted = torch.einsum("mb,m...->mb...", scores[chosen], mask.double()) / probability
+                    sums[name] += torch.stack([weighted.sum(dim=0), weighted.square().sum(dim=0)])
         if estimate == "mean":
-            mean = first / samples
-            error = ((second / samples - mean**2).clamp_min(0) / max(1, samples - 1)).sqrt()
+            found = {name: _mean_and_error(one, samples) for name, one in sums.items()}
         else:
-            mean, error = (masks.enlarged(part) for part in ridge_map(coarse.double(), scores))
-        values = mean.to(coalitions.score).reshape(len(mean), *shape).expand(leaf.value.shape).clone()
-        warn_of_zeros({name: values}, "rise")
-        errors = error.reshape(len(error), *shape)
+            found = _fitted(masks, coarse, scores)
+        values, errors = {}, {}
+        for name, leaf in scorer.leaves.items():
+            mean, error = (part.to(coalitions.score).reshape(len(part), *_shape(leaf)) for part in found[name])
+            if name in used:
+                mean, error = mean * used[name].unsqueeze(-1), error * used[name].unsqueeze(-1)
+            spread = mean.expand(leaf.value.shape).clone()
+            values[name] = spread / leaf.value.shape[-1] if leaf.layer is not None else spread
+            errors[name] = error[..., 0] if leaf.layer is not None else error.expand(leaf.value.shape).clone()
+        warn_of_zeros(values, "rise")
+        per = "cell" if len(masks) > 1 else "place"
         return scorer.attribution(
-            {name: values / leaf.value.shape[-1] if leaf.layer is not None else values},
+            values,
             method="rise",
             settings={
                 "samples": samples,
-                "cells": cells,
+                "cells": dict(cells) if isinstance(cells, Mapping) else cells,
                 "probability": probability,
                 "sampling": sampling,
                 "estimate": estimate,
@@ -133,12 +139,15 @@ def rise(
             },
             score=coalitions.score,
             signed=estimate == "regression",
-            units="score per place kept" if estimate == "regression" else "score",
-            standard_error={name: (errors[..., 0] if leaf.layer is not None else errors.expand(values.shape)).clone()},
+            units=f"score per {per} kept" if estimate == "regression" else "score",
+            standard_error=errors,
         )
 
 
 Sampling = Literal["balanced", "random"]
+
+CELLS = 7
+"""Cells of the grid where a dict names none for an input."""
 
 FINE = 4
 """Places of the pooled masks in each cell, along each axis."""
@@ -147,40 +156,28 @@ MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 
 
 class SmoothMasks:
-    """Smooth masks over places, made by index.
+    """Smooth masks over places, made by index once they are drawn, see `draw`.
 
     Args:
         places: sizes of the axes of places, at most three.
         cells: cells of the grid along the shortest axis; 0 for a cell at every place, without shifts.
-        count: number of masks.
-        probability: probability that a cell is kept.
-        sampling: `"random"`: each cell by itself; `"balanced"`: from a scrambled Sobol sequence, each mask followed by
-            its complement under the same shift.
-        seed: seed of cells and shifts.
+
+    Attributes:
+        wide: cells in a mask.
+        kept: which cells each mask keeps, `(masks, wide)`.
+        shifts: how far the grid of each is shifted, `(masks, axes)`, as shares of a cell.
     """
 
-    def __init__(
-        self, places: list[int], cells: int, count: int, probability: float, sampling: Sampling, seed: int
-    ) -> None:
-        choose("sampling", sampling, ("balanced", "random"))
+    kept: torch.Tensor
+    shifts: torch.Tensor
+
+    def __init__(self, places: list[int], cells: int) -> None:
         self.places = places
         cell = min(places) / cells if cells else 1.0
         self._grid = [max(1, round(size / cell)) if cells else size for size in places]
         self._smooth = bool(cells) and max(self._grid) > 1 and len(places) in MODES
-        grid = [size + 1 for size in self._grid] if self._smooth else self._grid
-        generator = torch.Generator().manual_seed(seed)
-        wide = torch.Size(grid).numel()
-        if sampling == "random":
-            kept = torch.rand(count, wide, generator=generator) < probability
-            shifts = torch.rand(count, len(places), generator=generator)
-        else:
-            half = (count + 1) // 2
-            engine = torch.quasirandom.SobolEngine(wide, scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-            one = engine.draw(half) < 0.5
-            kept = torch.stack([one, ~one], dim=1).flatten(0, 1)[:count]
-            shifts = torch.rand(half, len(places), generator=generator).repeat_interleave(2, dim=0)[:count]
-        self._kept = kept.float().reshape(count, *grid)
-        self._shifts = shifts
+        self._drawn = [size + 1 for size in self._grid] if self._smooth else self._grid
+        self.wide = torch.Size(self._drawn).numel()
         self._pool = [
             min(size, FINE * cells_) if self._smooth else size for size, cells_ in zip(places, self._grid, strict=True)
         ]
@@ -190,18 +187,24 @@ class SmoothMasks:
         """Numbers in a pooled mask."""
         return torch.Size(self._pool).numel()
 
+    @property
+    def fine(self) -> float:
+        """Numbers of a pooled mask in each cell."""
+        return self.coarse / torch.Size(self._grid).numel() if self._smooth else 1.0
+
     def __call__(self, chosen: torch.Tensor) -> torch.Tensor:
         """Return the masks `(m, *places)`, from 0 to 1."""
+        kept = self.kept[chosen].float().reshape(len(chosen), *self._drawn)
         if not self._smooth:
-            return self._kept[chosen].reshape(len(chosen), *self.places)
+            return kept.reshape(len(chosen), *self.places)
         steps = [-(-size // cells) for size, cells in zip(self.places, self._grid, strict=True)]
         large = F.interpolate(
-            self._kept[chosen].unsqueeze(1),
+            kept.unsqueeze(1),
             size=[step * (cells + 1) for step, cells in zip(steps, self._grid, strict=True)],
             mode=MODES[len(self.places)],
             align_corners=False,
         ).squeeze(1)
-        offsets = (self._shifts[chosen] * torch.tensor(steps)).long().tolist()
+        offsets = (self.shifts[chosen] * torch.tensor(steps)).long().tolist()
         cut = [
             mask[tuple(slice(start, start + size) for start, size in zip(offset, self.places, strict=True))]
             for mask, offset in zip(large, offsets, strict=True)
@@ -219,6 +222,71 @@ class SmoothMasks:
         if not self._smooth:
             return values.reshape(len(values), *self.places)
         return _resized(values.reshape(len(values), *self._pool), self.places, MODES[len(self.places)])
+
+
+def draw(masks: Sequence[SmoothMasks], count: int, probability: float, sampling: Sampling, seed: int) -> None:
+    """Draw which cells are kept, over all inputs at once.
+
+    Args:
+        masks: masks of each input.
+        count: number of masks.
+        probability: probability that a cell is kept.
+        sampling: `"random"`: each cell by itself; `"balanced"`: from a scrambled Sobol sequence, each mask followed by
+            its complement under the same shift.
+        seed: seed of cells and shifts.
+    """
+    choose("sampling", sampling, ("balanced", "random"))
+    generator = torch.Generator().manual_seed(seed)
+    wide, axes = [one.wide for one in masks], [len(one.places) for one in masks]
+    if sampling == "random":
+        kept = torch.rand(count, sum(wide), generator=generator) < probability
+        shifts = torch.rand(count, sum(axes), generator=generator)
+    else:
+        half = (count + 1) // 2
+        engine = torch.quasirandom.SobolEngine(sum(wide), scramble=True, seed=seed)  # type: ignore[no-untyped-call]
+        one = engine.draw(half) < 0.5
+        kept = torch.stack([one, ~one], dim=1).flatten(0, 1)[:count]
+        shifts = torch.rand(half, sum(axes), generator=generator).repeat_interleave(2, dim=0)[:count]
+    for own, cells, moved in zip(masks, torch.split(kept, wide, dim=1), torch.split(shifts, axes, dim=1), strict=True):
+        own.kept, own.shifts = cells, moved
+
+
+def _masks(leaf: Leaf, cells: int | None) -> SmoothMasks:
+    """Return the masks of a leaf, with a cell for each token and each column."""
+    cells = CELLS if cells is None else cells
+    check_count("cells", cells)
+    separate = leaf.layer is not None or leaf.value.ndim <= 2
+    return SmoothMasks([leaf.value.shape[1 + axis] for axis in place_axes(leaf)] or [1], 0 if separate else cells)
+
+
+def _shape(leaf: Leaf) -> list[int]:
+    """Return the shape of the mask of a sample; () where each has a single id."""
+    axes = place_axes(leaf)
+    return [leaf.value.shape[1 + axis] if axis in axes else 1 for axis in range(leaf.value.ndim - 1)]
+
+
+def _mean_and_error(sums: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the mean and its standard error, from sums of numbers and of their squares."""
+    mean, square = sums / count
+    return mean, ((square - mean**2).clamp_min(0) / max(1, count - 1)).sqrt()
+
+
+def _fitted(
+    masks: Mapping[str, SmoothMasks], coarse: Mapping[str, torch.Tensor], scores: torch.Tensor
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Fit the scores by the masks of all inputs; return the coefficients and their errors at every place, by input.
+
+    Of several inputs the penalty, and the values, are for each cell: one that lies in a mask as n numbers counts as
+    one number, like a token.
+    """
+    sizes = {name: one.fine**-0.5 if len(masks) > 1 else 1.0 for name, one in masks.items()}
+    design = torch.cat([sizes[name] * one.double() for name, one in coarse.items()], dim=1)
+    wide = [one.coarse for one in masks.values()]
+    fitted = [torch.split(part, wide, dim=1) for part in ridge_map(design, scores)]
+    found = {}
+    for (name, one), mean, error in zip(masks.items(), *fitted, strict=True):
+        found[name] = one.enlarged(mean / sizes[name]), one.enlarged(error / sizes[name])
+    return found
 
 
 def _resized(values: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
