@@ -84,7 +84,10 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
     return model
 
 
-ADDITIVE = re.compile(r"(^|[._])(bias|cls_token|mask_token|position_embeddings?|token_type_embeddings?|wpe)([._]|$)")
+ADDITIVE = re.compile(
+    r"(^|[._])(bias|cls_token|class_embedding|mask_token|position_embeddings?|embed_positions|token_type_embeddings?|wpe)"
+    r"([._]|$)"
+)
 
 
 def zero_additive(model: nn.Module) -> nn.Module:
@@ -240,6 +243,7 @@ def _unpadded(vocabulary: int) -> dict[str, torch.Tensor]:
 
 
 WIDTHS = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
+SHALLOW = WIDTHS | {"num_hidden_layers": 1}
 
 
 def _twice(path: str) -> tuple[str, ...]:
@@ -353,6 +357,40 @@ def gan() -> nn.Module:
         nn.ConvTranspose2d(8, 3, 4, stride=2, padding=1),
         nn.Tanh(),
     )
+
+
+# -- inputs of several kinds -------------------------------------------------------------------------------------------
+
+
+def _picture_and_words() -> dict[str, torch.Tensor]:
+    ids = tokens(2, 8, 39)
+    ids[:, 1:5] = 39  # what a token of the picture takes the place of
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normal(2, 3, 16, 16)}
+
+
+@case("hf_llava", "generative", _picture_and_words, (-1, 7))
+def hf_llava() -> nn.Module:
+    from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+    sees = CLIPVisionConfig(**SHALLOW, image_size=16, patch_size=8)
+    reads = LlamaConfig(**SHALLOW, num_key_value_heads=2, vocab_size=40, use_cache=False, initializer_range=0.2)
+    both = LlavaConfig(vision_config=sees, text_config=reads, image_token_index=39, vision_feature_layer=-1)
+    return LlavaForConditionalGeneration(both)
+
+
+def _sound_and_words() -> dict[str, torch.Tensor]:
+    return {"input_features": normal(2, 8, 24), "decoder_input_ids": tokens(2, 4, 40)}
+
+
+@case("hf_whisper", "generative", _sound_and_words, (-1, 7))
+def hf_whisper() -> nn.Module:
+    from transformers import WhisperConfig, WhisperForConditionalGeneration
+
+    sizes = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes |= {"encoder_ffn_dim": 24, "decoder_ffn_dim": 24, "num_mel_bins": 8, "vocab_size": 40, "d_model": 16}
+    sizes |= {"max_source_positions": 12, "max_target_positions": 8}
+    special = {"decoder_start_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "bos_token_id": 1}
+    return WhisperForConditionalGeneration(WhisperConfig(**sizes, **special, use_cache=False, init_std=0.2))
 
 
 # -- hybrid and dynamic ----------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import torch
 
 from layerlens.model.layers import Layers
 from tests.cases import CASES
+from tests.snapshot import HOOKS, hooks
 
 
 @pytest.fixture(params=list(CASES.values()), ids=list(CASES))
@@ -34,11 +35,10 @@ def trained_models_are_slow(request, monkeypatch):
 
 @pytest.fixture
 def hooks_of():
-    """How many hooks of any kind stand on the modules of a model."""
+    """How many hooks of any kind stand on the modules of a model, but for those that transformers leaves by itself."""
 
     def count(model):
-        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-        return sum(len(getattr(module, kind)) for module in Layers(model).values() for kind in kinds)
+        return sum(len(hooks(module, kind)) for module in Layers(model).values() for kind in HOOKS)
 
     return count
 

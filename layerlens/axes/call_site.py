@@ -25,6 +25,8 @@ class CallSite:
         outputs: name of each tensor that the call returned (`""` for a single one) -> its axes.
         inputs: name of each tensor among the positional and keyword arguments -> its axes.
         main: name of the only tensor of floating point among the outputs; `""` if there are several.
+        alone: names of the outputs without an axis of samples that were computed from single samples, as in a list with
+            a tensor for each.
     """
 
     path: LayerPath
@@ -32,6 +34,7 @@ class CallSite:
     outputs: Mapping[str, Axes]
     inputs: Mapping[str, Axes]
     main: str = ""
+    alone: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:

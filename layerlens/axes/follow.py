@@ -20,6 +20,7 @@ from layerlens.model.tensors import tensor_path, tensors_of
 from layerlens.model.trees import named_tensors, unmapped
 
 from .call_site import CallSite
+from .layout import roles
 from .provenance.axis import Axes, Axis, Part, Source, new
 from .provenance.pointwise import same
 from .provenance.reshaped import Reshapes
@@ -67,6 +68,10 @@ class Follow(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def set(self, tensor: torch.Tensor, axes: Axes) -> None:
         """Set the axes of a tensor."""
         self._axes[tensor] = axes
+
+    def of_samples(self, tensor: torch.Tensor) -> bool:
+        """Return whether entries of the axis of samples were read one by one for a tensor."""
+        return any(source.role == "batch" for source in self.steps.positions(unmapped(tensor)))
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -270,7 +275,12 @@ class _Calls:
             given.update(self._axes(named_tensors(kwargs)))
         found, tensors = self.outputs(module, output), tensors_of(module, output)
         names = list(found) if len(found) == 1 else [name for name in found if tensors[name].is_floating_point()]
-        self.found.append(CallSite(path, index, found, given, names[0] if len(names) == 1 else ""))
+        alone = frozenset(
+            name
+            for name, axes in found.items()
+            if "batch" not in roles(axes) and self._follow.of_samples(tensors[name])
+        )
+        self.found.append(CallSite(path, index, found, given, names[0] if len(names) == 1 else "", alone))
         if (path, index) in self._missing:
             self._missing.remove((path, index))
             if not self._missing:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 
 from layerlens.errors import InputError, suggestion
 from layerlens.model.borrowed import borrowed
@@ -75,7 +76,7 @@ def explained(model: nn.Module, inputs: Inputs, forward: Forward | None, error: 
     why = " ".join(str(error).split())[:200]
     where = f"layer {layer[0]!r}, {_short(layer[1])}, failed" if layer and layer[0] else "it failed"
     start = f"{type(model).__name__} does not take {inputs}: {where} ({why})."
-    with borrowed(model, grad=False):
+    with borrowed(model, grad=False), forward_ad._set_fwd_grad_enabled(False):  # values alone, without tangents
         if _output(model, inputs, forward) is not None:
             return None  # it runs like this, so the error is of gradients or the like
         for change in _changes(model, inputs):

@@ -17,7 +17,7 @@ from layerlens.axes.layout import layer_names
 from layerlens.axes.provenance.axis import Axes
 from layerlens.errors import AxesUnknown, OverwrittenError, RecordError
 from layerlens.model.layers import LayerPath
-from layerlens.model.tensors import ByTensor, only, tensors_of
+from layerlens.model.tensors import ByTensor, only, tensor_path, tensors_of
 from layerlens.model.trees import describe, named_tensors, padded, version
 
 Stored: TypeAlias = tuple[tuple[torch.Tensor, int], ...]
@@ -274,9 +274,12 @@ def sample_axis(call: Call, tensor: torch.Tensor, batch: int) -> int | None:
             return first
     elif first < dims and tensor.shape[first] == 1:
         return None
+    key, what = tensor_path(call.layer, call.name_of(tensor)), f"has no axis of the {batch} samples"
+    if axis is None and call.name_of(tensor) in call.site.alone:
+        what = "is of one sample, in a list with a tensor for each"
     raise RecordError(
-        f"layer {call.layer!r}, call {call.index}: {describe(tensor)} has no axis of the {batch} samples, so it "
-        "cannot be taken apart by sample. Capture without this layer, or read it from record.calls."
+        f"layer {key!r}, call {call.index}: {describe(tensor)} {what}, so it cannot be taken apart by sample. "
+        f"Capture without this layer, layers=lambda path, module: path != {call.layer!r}, or read it from record.calls."
     )
 
 

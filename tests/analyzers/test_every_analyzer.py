@@ -232,8 +232,9 @@ def one_class(target):
 
 def one_or_two(x):
     """Features that are few: token ids as they are, of others two cells for each input."""
-    tensors = layerlens.inputs.inputs.as_inputs(x).floating()
-    return 2 if tensors and all(tensor.ndim > 2 for tensor in tensors.values()) else None
+    inputs = layerlens.inputs.inputs.as_inputs(x)
+    cells = {name: 2 for name, tensor in inputs.floating().items() if tensor.ndim > 2}
+    return 2 if len(cells) == len(inputs.tensors()) else cells or None
 
 
 def squared(output, labels):

@@ -47,7 +47,13 @@ class Claims:
 
 
 def check(
-    model: nn.Module, inputs: Inputs, followed: Followed, forward: Forward | None = None, *, independent: bool = True
+    model: nn.Module,
+    inputs: Inputs,
+    followed: Followed,
+    forward: Forward | None = None,
+    *,
+    independent: bool = True,
+    held: Sequence[str] = (),
 ) -> Claims:
     """Check every claim about the axes of a run; `inputs` have at least two samples, each with other numbers.
 
@@ -57,6 +63,7 @@ def check(
         followed: the axes.
         forward: called instead of the model.
         independent: whether no sample influences another.
+        held: names of inputs whose places cannot be changed.
     """
     found, axes = Claims(), dict(_every(followed))
     base = _run(model, inputs, forward)
@@ -66,7 +73,7 @@ def check(
             found.add("sizes", key, fits, f"{[axis.size for axis in claimed]} for {tuple(base[key].shape)}")
     if independent:
         _samples(model, inputs, followed, forward, axes, base, found)
-    _places(model, inputs, followed, forward, axes, base, found)
+    _places(model, inputs, followed, forward, axes, base, found, held)
     _units(model, inputs, forward, axes, base, found)
     return found
 
@@ -152,6 +159,7 @@ def _samples(
         or dict(zip(names, [tensors[name] for name in (names[-1], *names[:-1])], strict=True))
     )
     now, other = _run(model, turned, forward), _run(model, inputs, forward, seed=1)
+    alone = {(site.path, site.index, name) for site in followed.calls for name in site.alone}
     for key, claimed in axes.items():
         if key not in other or not torch.equal(other[key].nan_to_num(), base[key].nan_to_num()):
             continue  # the noise of a sample stays where it is
@@ -163,7 +171,8 @@ def _samples(
         gap = gap[torch.isfinite(gap)]
         off = gap.mean().item() / scale if gap.numel() else 0.0
         moved = any(_batch(axis) for axis in claimed)
-        found.add("samples" if moved else "no samples", key, off < 1e-3, f"{described(claimed)}: off by {off:.3g}")
+        what = "one sample" if key in alone else "samples" if moved else "no samples"
+        found.add(what, key, (off < 1e-3) is (key not in alone), f"{described(claimed)}: off by {off:.3g}")
 
 
 def _batch(axis: Axis) -> bool:
@@ -327,12 +336,14 @@ def _gap(row: torch.Tensor, values: torch.Tensor, peak: float, near: float) -> f
 
 def _places(
     model: nn.Module, inputs: Inputs, followed: Followed, forward: Forward | None, axes: dict[Key, Axes],
-    base: dict[Key, torch.Tensor], found: Claims,
+    base: dict[Key, torch.Tensor], found: Claims, held: Sequence[str],
 ) -> None:  # fmt: skip
-    """Change a few patches of each input: what covers them moves most, along each axis."""
+    """Change a few patches of each input that is not held: what covers them moves most, along each axis."""
     tensors = inputs.tensors()
     for name, claimed in followed.inputs.items():
         given = tensors[name]
+        if name in held:
+            continue
         if given.dtype == torch.bool or (not given.is_floating_point() and int(given.max()) <= 1):
             continue
         parts = {place: axis.part for place, axis in enumerate(claimed)

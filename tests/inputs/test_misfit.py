@@ -8,6 +8,7 @@ import pandas
 import pytest
 import torch
 from torch import nn
+from torch.autograd import forward_ad
 from torch.utils.data import DataLoader, TensorDataset
 
 import layerlens
@@ -290,6 +291,17 @@ def test_an_error_of_the_model_itself_stays():
 
     with pytest.raises(RuntimeError, match="no gradients here"):  # it runs on the input, so the input is not at fault
         Lens(Odd()).saliency.gradient(TABLE)
+
+
+def test_a_kernel_without_dual_numbers_is_not_the_fault_of_the_input():
+    class Flash(nn.Module):
+        def forward(self, x):
+            if forward_ad.unpack_dual(x).tangent is not None:
+                raise NotImplementedError("forward AD is not implemented")
+            return x
+
+    with forward_ad.dual_level(), torch.no_grad(), pytest.raises(NotImplementedError):
+        as_inputs(forward_ad.make_dual(TABLE, TABLE)).run(Flash())
 
 
 def test_functions_and_forward_say_the_same():

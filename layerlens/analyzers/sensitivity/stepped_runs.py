@@ -12,7 +12,6 @@ from layerlens.analyzers.common.calls.measured_calls import (
     MeasuredCall,
     copied_rows,
     edits_at,
-    floating,
     grown_axis,
     row_norms,
 )
@@ -22,6 +21,7 @@ from layerlens.analyzers.common.samples import Known, or_none, warn_of_influence
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.errors import InputError, LayerNotFound
 from layerlens.model.borrowed import seed_torch
+from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
 from layerlens.progress import track
 
@@ -126,13 +126,13 @@ class SteppedRun:
         changed = {name: value.reshape(start[name].shape) for name, value in half.items()}
         both = {name: torch.cat([value, changed[name]]) for name, value in start.items()}
         with torch.no_grad():
-            alone = floating(self.evaluate(changed, lambda site, output: None, []))
-            shared = or_none(lambda: floating(self.evaluate(both, lambda site, output: None, [])))
+            alone = _by_position(self.evaluate(changed, lambda site, output: None, []))
+            shared = or_none(lambda: _by_position(self.evaluate(both, lambda site, output: None, [])))
             other = dataclasses.replace(self, run=dataclasses.replace(self.run, seed=self.run.seed + 1))
-            drawn = floating(other.evaluate(changed, lambda site, output: None, []))
-        if shared is not None and all(_second(*pair) for pair in zip(alone, shared, strict=False)):
+            drawn = _by_position(other.evaluate(changed, lambda site, output: None, []))
+        if shared is not None and all(_second(alone[name], shared[name]) for name in alone.keys() & shared.keys()):
             return copies
-        if not all(nearly_equal(*pair) for pair in zip(alone, drawn, strict=True)):
+        if not all(nearly_equal(alone[name], drawn[name]) for name in alone.keys() & drawn.keys()):
             return copies  # the model draws other numbers for other rows
         warn_of_influence(self.run.batch, run=Known(self.run.model, self.run.inputs, self.run.forward))
         return 1
@@ -173,6 +173,11 @@ class SteppedRun:
         ):
             output = inputs.run(self.run.model, self.run.forward)
         return output
+
+
+def _by_position(output: object) -> dict[str, torch.Tensor]:
+    """Return the floating-point tensors of an output; a list with a tensor per sample is longer for more of them."""
+    return {name: tensor for name, tensor in named_tensors(output) if tensor.is_floating_point()}
 
 
 def _second(alone: torch.Tensor, shared: torch.Tensor) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import weakref
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,7 @@ from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import seed_torch
 from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.model.selection import Matches
-from layerlens.model.tensors import documented, tensor_path
+from layerlens.model.tensors import choices, documented, tensor_path
 from layerlens.model.trees import describe, named_tensors, version
 from layerlens.probes.made_edits import Edit
 from layerlens.probes.probe import Probe
@@ -27,11 +28,13 @@ from ..samples import Known, or_none, warn_of_influence
 from .used_tensors import used_tensors
 
 Shape = tuple[int, ...]
-Shapes = dict[tuple[LayerPath, int], list[Shape]]
-"""Path and index of a call -> the shapes of the floating-point tensors that it returned."""
+Shapes = dict[tuple[LayerPath, int], dict[str, Shape]]
+"""Path and index of a call -> the shapes of the floating-point tensors that it returned, by position."""
 
 _OF_TWO: weakref.WeakKeyDictionary[nn.Module, tuple[Hashable, Shapes]] = weakref.WeakKeyDictionary()
 """What `survey` found last of a model in the run on its batch twice."""
+
+_BY_SAMPLE = "returned a list with a tensor for each sample; name what has the samples as rows: {}"
 
 MEMORY = 2**30
 """Bytes of layer outputs that one run may make when the number of copies is chosen automatically."""
@@ -110,14 +113,16 @@ class _Seen:
     """A call as its hook saw it; it holds the tensor itself when duplicates are looked for."""
 
     def __init__(self, output: object, hold: bool) -> None:
-        tensors = floating(output)
-        self.shapes = [tuple(tensor.shape) for tensor in tensors]
+        named = {name: tensor for name, tensor in named_tensors(output) if tensor.is_floating_point()}
+        tensors = list(named.values())
+        self.by_position = {name: tuple(tensor.shape) for name, tensor in named.items()}
+        self.shapes = list(self.by_position.values())
         self.nbytes = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         self.main = main_index(output)
         self.what = describe(output)
-        self.positions = [name for name, tensor in named_tensors(output) if tensor.is_floating_point()]
+        self.positions = list(named)
         self.held = tensors if hold else []
-        self.keys = {(id(tensor), version(tensor)) for tensor in self.held}
+        self.keys = [(id(tensor), version(tensor)) for tensor in self.held]
 
 
 def survey(
@@ -157,7 +162,9 @@ def survey(
     if again is None:
         warn_of_influence(inputs.batch, run=Known(model, inputs, forward))
     wider = again or {
-        (call.layer, call.index): [doubled(shape, inputs.batch) for shape in call.output.shapes]
+        (call.layer, call.index): {
+            name: doubled(shape, inputs.batch) for name, shape in call.output.by_position.items()
+        }
         for call in record.order
     }
     several = [call.layer for call in record.order if len(call.output.shapes) > 1]
@@ -169,20 +176,27 @@ def survey(
     for call in record.order:
         seen: _Seen = call.output
         site = MeasuredCall(call.layer, call.index, (), seen.main, False)
-        if seen.keys and seen.keys <= known:
+        now = wider.get((call.layer, call.index), {})
+        grown = {_holder(name) for name in now.keys() - seen.by_position}  # lists with a tensor per sample
+        whole = [_holder(name) not in grown for name in seen.positions]
+        keys = set(itertools.compress(seen.keys, whole))
+        if keys and keys <= known:
             continue
-        known |= seen.keys
+        known |= keys
         if not seen.shapes:
             left_out[site.name] = f"returned no floating-point tensor ({seen.what})"
-        elif len(wider.get((call.layer, call.index), ())) != len(seen.shapes):
+        elif not seen.by_position.keys() <= now.keys():
             left_out[site.name] = "did not run again when the batch was doubled: the route of this model changes"
         else:
-            now = wider[call.layer, call.index]
-            axes = tuple(grown_axis(was, is_) for was, is_ in zip(seen.shapes, now, strict=True))
+            axes = tuple(grown_axis(was, now[name]) for name, was in seen.by_position.items())
             single = all(_count(shape) <= (1 if axis is None else inputs.batch)
                          for shape, axis in zip(seen.shapes, axes, strict=True))  # fmt: skip
             site = dataclasses.replace(site, axes=axes, single=single)
-            site = _named(site, selected, model.get_submodule(call.layer), seen.positions, used)
+            site = _named(site, selected, model.get_submodule(call.layer), seen.positions, used, whole)
+            if not all(all(whole[: one + 1]) for one in site.read):
+                rows = list(itertools.compress(site.names, whole)) or ["a layer before it"]
+                left_out[site.name] = _BY_SAMPLE.format(choices(call.layer, rows) if any(whole) else rows[0])
+                continue
             sites += site.apart() if apart or selected.tensors[call.layer] is not None else [site]
             nbytes += seen.nbytes
     if not sites:
@@ -197,6 +211,7 @@ def _named(
     module: nn.Module,
     positions: Sequence[str],
     used: Mapping[tuple[LayerPath, int], list[str]],
+    whole: Sequence[bool],
 ) -> MeasuredCall:
     """The site with the names of its tensors, and which of them the model reads, or are asked for."""
     wanted = selected.tensors[site.path]
@@ -208,7 +223,7 @@ def _named(
     names = tuple(documented(module, position) for position in positions)
     read = tuple(names.index(name) for name in used.get((site.path, site.index), ()) if name in names)
     read = read or tuple(range(len(names)))
-    read = tuple(one for one in read if site.axes[one] is not None) or read  # not what all samples share
+    read = tuple(one for one in read if site.axes[one] is not None or not whole[one]) or read  # not what all share
     main = read[0] if len(read) == 1 else site.main
     return dataclasses.replace(site, main=main, names=names, read=read)
 
@@ -233,7 +248,12 @@ def _run_twice(model: nn.Module, inputs: Inputs, selected: Matches, forward: For
     seed_torch(seed)
     with Probe(model, selected, reduce=lambda output: _Seen(output, hold=False)) as record:
         inputs.rows(copied_rows(inputs.batch, 2)).run(model, forward)
-    return {(call.layer, call.index): call.output.shapes for call in record.order}
+    return {(call.layer, call.index): call.output.by_position for call in record.order}
+
+
+def _holder(position: str) -> str:
+    """The list or mapping in which an output holds a tensor."""
+    return position.replace("/", ".").rpartition(".")[0]
 
 
 def _has_forward(model: nn.Module, path: LayerPath) -> bool:

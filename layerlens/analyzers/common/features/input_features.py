@@ -144,7 +144,7 @@ def _labels(scorer: Scorer, name: str, leaf: Leaf, spec: Spec) -> torch.Tensor:
         choose("kind of features", spec, NAMES)
     if leaf.layer is not None:
         if spec not in (None, "places"):
-            others = [other for other in scorer.leaves if other != name]
+            others = [other for other, one in scorer.leaves.items() if one.layer is None]
             instead = f" For the other input: features={{{others[0]!r}: {spec!r}}}." if others else ""
             raise OptionError(
                 f"the features of token ids {name!r} are tokens, or labels (batch, token); got {spec!r}.{instead}"

@@ -10,7 +10,7 @@ from layerlens.inputs.inputs import as_inputs
 from tests.cases import CASES, normal
 
 # Random numbers in the forward pass, a jump between routes, and RMSNorm of a zero embedding: no sum to approach.
-NO_SUM = {"vae", "early_exit", "hf_llama"}
+NO_SUM = {"vae", "early_exit", "hf_llama", "hf_llava"}
 
 
 class Quadratic(nn.Module):

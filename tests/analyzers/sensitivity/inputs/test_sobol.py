@@ -193,6 +193,9 @@ def test_tokens_and_pairs_of_inputs_are_features():
     found = sobol(two.build(), two.example(), target=2, baseline="zero", features={"image": 4}, samples=16, bootstrap=0)
     assert found.items[:4] == tuple(f"image cell {k}" for k in range(4))
     assert found.items[4:] == tuple(f"table feature {k}" for k in range(5))
+    llava = CASES["hf_llava"]
+    with pytest.raises(errors.OptionError, match=r"For the other input: features={'pixel_values': 4}\."):
+        sobol(llava.build(), llava.example(), target=(-1, 7), features=4)
 
 
 def test_elementary_effects_of_a_linear_model_are_weights_times_ranges():

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens import Lens, ablate, edits, errors
-from layerlens.analyzers.sensitivity import methods, sensitivity
+from layerlens.analyzers.sensitivity import methods, noise_response, sensitivity
 from layerlens.results import LayerProfile, Matrix, Ranking
 from layerlens.targets.target import as_target
 from tests.analyzers.sensitivity.interventions.oracles import additive, as_double, edited, outputs, run
@@ -330,6 +330,34 @@ def test_the_state_that_the_model_reads_is_ablated():
     assert float(ablate(model, x, "rnn/output", by="position", target=0).values.abs().max()) == 0
     assert float(ablate(model, x, "rnn", by="channel", target=0).values.abs().min()) > 0
     assert float(ablate(model, x, "rnn", target=0).values.abs()) > 0
+
+
+def test_a_list_with_a_tensor_for_each_sample_is_left_out_by_name():
+    class Lists(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(3, 3)
+
+        def forward(self, x):
+            hidden = self.fc(x)
+            return {"hidden": hidden, "each": [2 * row for row in hidden]}
+
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lists = Lists()
+
+        def forward(self, x):
+            out = self.lists(x)
+            return out["hidden"] + torch.stack(out["each"])
+
+    model, x = Reads(), normal(2, 3)
+    assert ablate(model, x, target=0).layers == ("lists.fc",)
+    with pytest.raises(errors.LayerNotFound, match=r"a list with a tensor for each sample; .* rows: 'lists/hidden'"):
+        ablate(model, x, "lists", target=0)
+    whole, out = ablate(model, x, "lists/hidden", target=0), model.lists.fc(x)
+    torch.testing.assert_close(whole.values, -out[:, 0].mean().double().detach().reshape(1), check_stride=False)
+    noise_response(model.lists, x, "fc", levels=(0.5,), draws=2)  # without a warning that samples influence each other
 
 
 def test_one_door_leads_here():
