@@ -217,10 +217,17 @@ class Inputs:
             raise InputError("the input has no tensor with a batch axis; give tensors of shape (batch, ...).")
         if len(set(sizes.values())) > 1:
             listed = ", ".join(f"{name}: {size}" for name, size in sizes.items())
+            one, fixed = [name for name, size in sizes.items() if size == 1], ""
+            if len(one) == 1 and len(set(sizes.values())) == 2 and all(name.isidentifier() for name in sizes):
+                given = ", ".join(f"{name}={name}" for name in sizes)
+                fixed = (
+                    f"For one {one[0]} with all of the others, keep these in forward=: Lens(model, forward=lambda "
+                    f"model, {one[0]}: model({given})). "
+                )
             raise InputError(
-                f"the inputs differ in their first axis, which must be the batch: {listed}. Where no axis counts "
-                "samples, as for the nodes and edges of a graph, give one sample: (nodes[None], edges[None]), with "
-                "Lens(model, forward=lambda model, nodes, edges: "
+                f"the inputs differ in their first axis, which must be the batch: {listed}. {fixed}Where no axis "
+                "counts samples, as for the nodes and edges of a graph, give one sample: (nodes[None], edges[None]), "
+                "with Lens(model, forward=lambda model, nodes, edges: "
                 "torch.stack([model(n, e) for n, e in zip(nodes, edges)]))."
             )
         return next(iter(sizes.values()))

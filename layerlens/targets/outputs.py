@@ -43,13 +43,27 @@ def main_output(output: object) -> torch.Tensor:
     (name, main), *others = several.items()
     if others and (main.ndim != 2 or any(other.ndim == 2 for _, other in others)):
         held = ", ".join(f"{_path(output, name)} {tuple(tensor.shape)}" for name, tensor in [*several.items()][:6])
-        own = _path(output, name)
+        own, square = _path(output, name), main.ndim == 2 and main.shape[0] == main.shape[1] > 1
+        pairs = f"; where both axes count samples, of each with itself, {own}.diagonal()" if square else ""
         raise TargetError(
             f"the model returned {describe(output)} with {len(several)} tensors that could be scored: {held}. Say which"
-            f" one: target=lambda output: {own}{'[:, 0]' if main.ndim == 2 else '.flatten(1).mean(dim=1)'}, or for "
-            f"targets by class Lens(model, forward=lambda model, *x, **more: model(*x, **more){own[6:]})."
+            f" one: target=lambda output: {own}{'[:, 0]' if main.ndim == 2 else '.flatten(1).mean(dim=1)'}{pairs}, or "
+            f"for targets by class Lens(model, forward=lambda model, *x, **more: model(*x, **more){own[6:]})."
         )
     return main
+
+
+def paired(output: object, count: int) -> list[str]:
+    """Return the tensors of an output, as Python expressions, that may have a number for each pair of `count` samples.
+
+    Example:
+        >>> paired({"similar": torch.zeros(3, 3), "logits": torch.zeros(3, 5)}, 3)
+        ["output['similar']"]
+    """
+    square = {name: one for name, one in named_tensors(output) if one.ndim == 2 and one.is_floating_point()}
+    if isinstance(output, torch.Tensor):
+        return ["output"] if output.shape == (count, count) else []
+    return [_path(output, name) for name, one in square.items() if one.shape == (count, count)]
 
 
 def _path(output: Any, name: str) -> str:

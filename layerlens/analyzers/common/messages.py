@@ -12,9 +12,11 @@ from torch import nn
 
 from layerlens.errors import TargetError, warn
 from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.trees import named_tensors
 from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
+from layerlens.targets.outputs import paired
 
 FLAT = "the score does not change with the input there (units that are off or saturated, or a step that is flat)"
 NO_BATCH = "its output has no batch axis, so it has no value per sample"
@@ -50,6 +52,46 @@ ONE_VALUE = (
     "sample does to it, next to the other samples as they are, and each is run by itself. If the value is a sum or a "
     "mean over samples, a model that returns one for each is much faster."
 )
+
+
+BATCH_FIRST = (
+    "If the first axis of the input is not the batch, give one sample as x[None], or x with the batch first and "
+    "forward=, such as lambda model, x: model(x.transpose(0, 1))."
+)
+
+
+def interacting_message(run: tuple[nn.Module, Inputs, Forward | None] | None, done: str, instead: str) -> str:
+    """Say that samples influence each other, why, what is done, and what to do instead.
+
+    An output that compares samples with each other has a number for each pair of them, also with one sample more.
+
+    Args:
+        run: model, inputs and forward, which may run twice; None where they are not known.
+        done: what is done.
+        instead: what to do, unless the output compares samples.
+    """
+    names = [] if run is None else _compared(*run)
+    why = "batch statistics, quantization by batch, a fixed number of samples"
+    if names:
+        why = f"{names[0]} has a number for each pair of samples"
+        instead = f"To score each sample with itself alone: target=lambda output: {names[0]}.diagonal()."
+    return f"samples influence each other in this model ({why}): {done}. {instead}"
+
+
+def _compared(model: nn.Module, inputs: Inputs, forward: Forward | None) -> list[str]:
+    """The tensors of the output that have a number for each pair of samples, as Python expressions."""
+    states, names = generator_states(), list[str]()
+    try:
+        with torch.no_grad():
+            for more in (0, 1):
+                some = inputs.rows(torch.arange(inputs.batch + more) % inputs.batch)
+                found = paired(some.run(model, forward), some.batch)
+                names = [name for name in found if not more or name in names]
+    except Exception:  # whatever a model raises that takes a fixed number of samples
+        return []
+    finally:
+        restore_generators(states)
+    return names
 
 
 @contextlib.contextmanager

@@ -19,6 +19,7 @@ from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.trees import named_tensors, rows_of
 from layerlens.targets.target import Target
 
+from .messages import BATCH_FIRST, interacting_message
 from .statistics import nearly_equal
 
 Leaves = Mapping[str, torch.Tensor]
@@ -29,12 +30,6 @@ ROUNDING = 64
 """Last places of the output by which two scores of one row may differ."""
 
 RUN_ALONE = "every change is run by itself, in a batch of {} as given"
-INTERACTING = (
-    "samples influence each other in this model (batch statistics, quantization by batch, a fixed number of samples): "
-    "{}, which takes longer. If the first axis of the input is "
-    "not the batch, give one sample as x[None], or x with the batch first and forward=, such as "
-    "lambda model, x: model(x.transpose(0, 1))."
-)
 FOLLOW = (
     "methods repeat, reorder and leave out rows of the output. A function with numbers of its own for each sample "
     "takes the samples that the rows belong to: def score(output, samples): return output[torch.arange(len(samples)), "
@@ -85,7 +80,7 @@ def warn_of_influence(count: int, done: str = RUN_ALONE, *, run: Known | None = 
     if run is not None:
         refuse_series(*run[:3])
     if not _SAID.get():
-        warn(INTERACTING.format(done.format(count)))
+        warn(interacting_message(run and run[:3], f"{done.format(count)}, which takes longer", BATCH_FIRST))
     note_influence()
 
 
@@ -271,10 +266,8 @@ def warn_of_joint_scores(score: Callable[[Leaves], torch.Tensor], start: Leaves,
         restore_generators(states)
     if joint:
         refuse_series(*run[:3])
-        warn(
-            f"samples influence each other in this model (batch statistics, quantization by batch): the {what} of a "
-            "sample holds what it does to the scores of the other samples as well. Give one sample at a time."
-        )
+        done = f"the {what} of a sample holds what it does to the scores of the other samples as well"
+        warn(interacting_message(run[:3], done, "Give one sample at a time."))
 
 
 def _reaches_others(scores: torch.Tensor, tensors: Sequence[torch.Tensor], run: Known) -> bool:

@@ -20,7 +20,7 @@ from layerlens.probes.made_edits import Edit, Edited
 from layerlens.probes.probe import Probe
 from layerlens.results import Attribution
 from layerlens.results.maps.attribution import Values
-from layerlens.targets.outputs import one_value
+from layerlens.targets.outputs import one_value, paired
 from layerlens.targets.target import Spec, Target, as_target
 
 from .calls.used_tensors import tensor_of_target, units_of_target
@@ -105,7 +105,7 @@ class Scorer:
             self.leaves[name] = dataclasses.replace(self.leaves[name], value=padding.take(padding.padded))
         device = next(iter(self.leaves.values())).value.device
         self.rows = torch.arange(self.inputs.batch, device=device)
-        self._resolved, self.through, self.inner = False, False, InnerGradients()
+        self._resolved, self._paired, self.through, self.inner = False, False, False, InnerGradients()
         self.interacting: bool | None = None
         self.joint = False
         if self.target.at is not None:
@@ -115,7 +115,8 @@ class Scorer:
     @property
     def run(self) -> Known:
         """The run, and what else it depends on whether samples reach each other's scores."""
-        key = run_key(self.model, self.inputs, self.forward), tuple(self.leaves), self.target.at
+        own = None if self._resolved and not self._paired else (self.target.label, self.target.each)
+        key = run_key(self.model, self.inputs, self.forward), tuple(self.leaves), self.target.at, own
         return Known(self.model, self.inputs, self.forward, None if self.target.own else key)
 
     def values(self) -> Leaves:
@@ -183,6 +184,7 @@ class Scorer:
         output = self._output(values, rows, then)
         try:
             if not self._resolved:
+                self._paired = bool(paired(output, len(self.rows)))  # one target may depend on other samples
                 self.target = self.target.resolve(output)
                 self.target.check(len(self.rows))
                 self._resolved = True

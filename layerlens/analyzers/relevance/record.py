@@ -158,7 +158,9 @@ def record(
     roots = [_root(score, graph, recorder.notes.cuts) for score in values]
     recomputes = any(getattr(one, "gradient_checkpointing", None) is True for one in modules)
     if conditions is None and calls is None and not recomputes:  # another backward pass would run its blocks again
-        warn_of_joint_scores(lambda _: values[0], leaves, "relevance", run=scorer.run)
+        known = scorer.run._replace(key=None) if any(one.own for one in scores.targets) else scorer.run
+        weighted = torch.stack([one * (1 + place) for place, one in enumerate(values)], dim=1)  # none cancel
+        warn_of_joint_scores(lambda _: weighted, leaves, "relevance", run=known)
     every = [*roots, *(() if calls is None else calls.roots())]
     nodes = list({id(info): info for root in every for info in graph.reached(root)}.values())
     return Recording(

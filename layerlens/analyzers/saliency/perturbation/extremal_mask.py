@@ -78,7 +78,8 @@ def extremal_mask(
             listed = ", ".join(f"{key} {describe(one.value)}" for key, one in scorer.leaves.items())
             raise InputError(
                 f"extremal_mask needs one image (batch, channel, height, width); got {listed}. "
-                f"{_instead(scorer)}rise and shapley_sampling take any input."
+                f"{_instead(scorer)}"
+                f"{'shapley_sampling takes several inputs' if others else 'rise and shapley_sampling take any input'}."
             )
         score, _ = gradients(scorer, scorer.start())
         scorer.refuse_joint("extremal_mask")
