@@ -79,7 +79,7 @@ def track(
         total = len(iterable)
     with counting(label, total, enabled, unit="steps" if weigh is None else "samples") as done:
         for item in iterable:
-            raise_held()
+            raise_held()  # before the first item too
             yield item
             done(1 if weigh is None else weigh(item))
 
@@ -90,6 +90,10 @@ def counting(
 ) -> Generator[Callable[[int], object], None, None]:
     """Show how much of some work is done, by what is said to the function that this yields; see `track`.
 
+    Yields:
+        A function of the number of steps that were done since it was last called. It raises an interrupt that was held
+        back: call it where nothing is half done.
+
     Example:
         >>> with counting("adding", total=3) as done:
         ...     done(3)
@@ -99,7 +103,7 @@ def counting(
     stream = sys.stderr
     watched = IN_NOTEBOOK or (stream is not None and stream.isatty())
     if stream is None or not (watched if enabled is None else enabled):
-        yield lambda count: None
+        yield lambda count: raise_held()
         return
     with tqdm(
         desc=label.replace("_", " "),
@@ -110,4 +114,9 @@ def counting(
         file=stream,
         dynamic_ncols=True,
     ) as bar:
-        yield bar.update
+
+        def done(count: int) -> None:
+            raise_held()
+            bar.update(count)
+
+        yield done

@@ -16,11 +16,12 @@ from layerlens.inputs.token_texts import decoded_texts, texts_by_offsets, token_
 from layerlens.model.borrowed import borrowed
 from layerlens.model.placement import home
 from layerlens.model.trees import describe
-from layerlens.progress import counting
+from layerlens.progress import track
 from layerlens.targets.outputs import log_probabilities, main_output
 
 from .prompts import Prompt
 from .text_parts import Range
+from .written import counted_tokens
 
 TOKENS_AT_ONCE: Final = {"cpu": 2048}
 """Tokens in one pass by kind of device, where `batch_size` is `"auto"`; others run 32,768."""
@@ -140,22 +141,26 @@ class AnswerScorer:
         """
         before = self.encode(prompt)
         ends = self._ends()
-        with borrowed(self.model, grad=False), counting("answer", most) as done:
+        with borrowed(self.model, grad=False):
             if self.forward is None and hasattr(self.model, "generation_config"):
                 given = self._rows([before], [])[0]
-                own = {"do_sample": False, "num_beams": 1, "max_new_tokens": most, "temperature": None, "top_p": None}
+                own: dict[str, Any] = {"do_sample": False, "num_beams": 1, "max_new_tokens": most}
                 pad = getattr(self.tokenizer, "pad_token_id", None)
                 pad = next(iter(ends), None) if pad is None else pad
                 kept = {name: given[name] for name in given if not name.startswith("decoder")}
-                out = self.model.generate(**kept, **own, top_k=None, pad_token_id=pad)  # type: ignore[operator]
+                with counted_tokens(most) as count:
+                    own |= dict.fromkeys(("temperature", "top_p", "top_k"))
+                    own |= {"pad_token_id": pad, "stopping_criteria": [count]}
+                    out = self.model.generate(**kept, **own)  # type: ignore[operator]
                 ids = out[0].tolist()[len(self._start if self.decoder else before) :]
             else:
                 ids = []
-                while len(ids) < most and not (ids and ids[-1] in ends):
+                for _ in track(range(most), "writing"):
                     tensors, last = self._rows([before], ids)
                     logits = main_output(Inputs((), tensors).run(self.model, self.forward))
                     ids.append(int(logits[0, last].argmax()))
-                    done(1)
+                    if ids[-1] in ends:
+                        break
         ended = any(index in ends for index in ids)
         ids = self._without_special(ids)
         if not ids:

@@ -16,7 +16,7 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.registry import METHODS
 from layerlens.errors import InputError, OptionError, check_count, check_seed, choose
 from layerlens.inputs.inputs import Forward
-from layerlens.progress import counting
+from layerlens.progress import counting, track
 from layerlens.results import AnswerAttribution
 from layerlens.results.values.answer_attribution import numbered
 from layerlens.signatures import public
@@ -112,7 +112,8 @@ def explain_answer(
     answers = _one_each(answer, len(prompts), single, "answer")
     contexts = _one_each(context, len(prompts), single, "context")
     found = []
-    for one, own, within in zip(prompts, answers, contexts, strict=True):
+    every = list(zip(prompts, answers, contexts, strict=True))
+    for one, own, within in every if single else track(every, "prompts"):
         scorer = AnswerScorer(model, tokenizer, forward)
         read = read_prompt(one, within, tokenizer)
         read = with_sources(read, sources, within, scorer.token_ranges)

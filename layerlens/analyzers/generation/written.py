@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from layerlens.errors import InputError, OptionError, TargetError
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.inputs.sequences import InputSequence, sequences
 from layerlens.model.borrowed import seed_torch
+from layerlens.progress import counting, track
 from layerlens.targets.outputs import log_probabilities, main_output
 
 
@@ -80,7 +82,7 @@ def write(
         )
     written, log_p = prompt, []
     text = text_of(prompt, model)
-    for _ in range(count):
+    for _ in track(range(count), "writing"):
         scores = log_probabilities(_scores(written, model, forward, text)[0, -1].double())
         heat = float(options.get("temperature", 1.0))
         chosen = (
@@ -127,7 +129,9 @@ def _write_by_generate(
     if prompt.batch != 1:
         refuse_several(prompt.batch)
     text = None if encoder else text_of(prompt, model)
-    out = own(**given, **settings, return_dict_in_generate=True, output_logits=True)
+    with counted_tokens(settings["max_new_tokens"]) as count_tokens:
+        settings["stopping_criteria"] = [*(settings.get("stopping_criteria") or ()), count_tokens]
+        out = own(**given, **settings, return_dict_in_generate=True, output_logits=True)
     row = out.sequences[0]
     how = "sampled" if settings["do_sample"] else "greedy"
     how = f"beam search, {settings['num_beams']} beams" if settings["num_beams"] > 1 else how
@@ -150,6 +154,25 @@ def _write_by_generate(
     rows = [0] * len(ids) if beams is None else beams[0, : len(ids)].tolist()
     found = [log_probabilities(out.logits[k][rows[k]].double())[ids[k]] for k in steps]
     return Written(inputs, name, first, before, ids, torch.stack(found), how)
+
+
+@contextlib.contextmanager
+def counted_tokens(most: int | None) -> Iterator[Callable[..., torch.Tensor]]:
+    """Show how many tokens the `generate` of transformers has written.
+
+    Args:
+        most: the largest number of tokens, if there is one.
+
+    Yields:
+        A stopping criterion, which stops nothing.
+    """
+    with counting("writing", most, unit="tokens") as done:
+
+        def count(ids: torch.Tensor, scores: torch.Tensor, **others: Any) -> torch.Tensor:
+            done(1)
+            return torch.zeros(len(ids), dtype=torch.bool, device=ids.device)
+
+        yield count
 
 
 def by_name(prompt: Inputs, model: nn.Module) -> Inputs:

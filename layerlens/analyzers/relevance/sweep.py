@@ -18,6 +18,7 @@ from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, LinearOperation
 from layerlens.analyzers.graph.operation import Gradients, Kind, Node, relevance_of
 from layerlens.errors import RelevanceError, warn
+from layerlens.progress import track
 
 from .book import Bookkeeper, Sweep
 from .linear_hooks import attach_linear
@@ -42,7 +43,7 @@ def sweep(recording: Recording, plan: Plan, bookkeeper: Bookkeeper) -> list[Swee
     scores = recording.scores.values
     sweeps = []
     with rules_attached(recording, plan, bookkeeper):
-        for index, score in enumerate(scores):
+        for index, score in enumerate(scores if len(scores) < 2 else track(scores, "relevance")):
             keep = plan.keeps_graph or index < len(scores) - 1
             sweeps.append(one_sweep(recording, bookkeeper, ends, score, torch.ones_like(score), keep=keep))
     if recording.conditions is not None:

@@ -15,6 +15,7 @@ from layerlens.analyzers.common.target_scores import TargetScores
 from layerlens.errors import OptionError
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
+from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.signatures import public
 from layerlens.targets.target import Spec
@@ -68,7 +69,8 @@ def saliency_by_target(
     known = {"magnitude"} if row.name == "gradient" else set()
     if row.name not in SHARING or given.keys() - known or len(targets) == 1:
         shared: dict[str, Any] = {"method": method, "where": where, "forward": forward, "progress": progress, **given}
-        return [saliency(model, x, target=target, **shared) for target in targets]
+        each = targets if len(targets) < 2 else track(targets, row.name)
+        return [saliency(model, x, target=target, **shared) for target in each]
     scores = TargetScores(targets)
     found = []
     with scoring(model, x, scores.joint_target(), where=where, forward=forward) as scorer:
@@ -78,7 +80,7 @@ def saliency_by_target(
             scorer.through = scorer.inner.watching = True
             start = scorer.start()
             scorer(start)
-        for number, score in enumerate(scores.values, 1):
+        for number, score in enumerate(track(scores.values, row.name), 1):
             own = copy.copy(scorer)
             own.target = scores.targets[number - 1]
             keep = number < len(targets)
