@@ -121,9 +121,13 @@ class LayerOutputs:
     def _outputs(self) -> list[LayerOutput]:
         return [*self._found, *(output for _, found in self._of_bases for output in found)]
 
+    def with_edges(self) -> list[LayerOutput]:
+        """The tensors that the graph reaches."""
+        return [output for output in self._outputs() if output.edge is not None]
+
     def edges(self) -> list[GradientEdge]:
         """The edges, as further inputs of `torch.autograd.grad`."""
-        return [output.edge for output in self._outputs() if output.edge is not None]
+        return [output.edge for output in self.with_edges() if output.edge is not None]
 
     def arrived(
         self,

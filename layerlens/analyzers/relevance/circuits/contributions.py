@@ -18,7 +18,7 @@ from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.parts.heads import Heads, find_heads
 from layerlens.axes.followed import followed
-from layerlens.errors import InputError, LayerNotFound, OptionError, suggestion
+from layerlens.errors import LayerNotFound, OptionError, choose, suggestion
 from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Layers, Selection, is_listed
@@ -32,11 +32,14 @@ from ..record import Recording, record
 from ..rules.rulebook import Rulebook
 from ..sweep import carry_to_ends, ends_of, one_sweep, rules_attached, warn_of_cuts
 from .branches import branch_layers
+from .changes import changes_by_differences, changes_by_rules
 from .part_site import PartSite
 from .sites import Sites, holding, multipliers_at, relevance_at
 
 Kind = Literal["layer", "head", "channel", "unit", "position"]
 KINDS: tuple[str, ...] = get_args(Kind)
+Multipliers = Literal["difference", "rules"]
+MULTIPLIERS: tuple[str, ...] = get_args(Multipliers)
 Parts: TypeAlias = "Kind | Selected"
 """A kind of parts, layers or bases, or a list of a kind and those."""
 
@@ -51,6 +54,7 @@ def contributions(
     parts: Parts = "layer",
     target: Spec = None,
     rules: str | Rulebook = "auto",
+    multipliers: Multipliers = "difference",
     heads: int | None = None,
     hold: Hold = None,
     forward: Forward | None = None,
@@ -70,13 +74,17 @@ def contributions(
             of layers all that reaches the score passes the last, which then has all of the direct contribution. Of a
             `Basis` among them the parts are its features, and the error that they leave.
         other: another input of the same shapes, such as a corrupted text: `difference` is then g (h - h') with h' the
-            values there and g the multiplier of the total contribution (relevance patching, Jafari et al. 2025), one
-            forward pass more. It estimates what `lens.patch` measures.
+            values there and g a multiplier of `multipliers`. It estimates what `lens.patch` measures.
         parts: `"layer"` for whole layers; `"head"` cuts attentions into heads, read where the output projection takes
             them, and leaves the other layers whole; `"channel"` (or `"unit"`) and `"position"` cut every layer. Or
             layers and bases themselves, as in `layers`, perhaps in a list with one of these words:
             `parts=["head", basis]`.
         rules: rulebook, or its name, as in `relevance`.
+        multipliers: kind of g in `difference`: `"difference"` for multipliers of differences (DeepLIFT, Shrikumar et
+            al. 2017), by which every operation explains the change of its result between the two inputs in full: over
+            the parts of a layer that all of the score passes, g (h - h') adds up to the change of the score. Two
+            forward passes and a backward pass more. `"rules"` for the multipliers of the total contribution (relevance
+            patching, Jafari et al. 2025), one forward pass more.
         heads: number of heads of each attention; None for its own.
 
     Returns:
@@ -85,7 +93,8 @@ def contributions(
         layers are found).
 
     Raises:
-        InputError: if the input cannot carry a gradient, or a basis does not fit its layer.
+        InputError: if the input cannot carry a gradient, a basis does not fit its layer, or the model takes another
+            route on the other input.
         LayerNotFound: when no selected layer is on the way from the input to the score.
         OptionError: when an option is unknown, or layers are given twice.
         SelectionError, AxesUnknown: if a basis does not name one tensor of one call, or its units are unknown.
@@ -103,6 +112,7 @@ def contributions(
         >>> bool((found.direct.sum(0) + found.constants - found.score).abs().max() < 1e-6)
         True
     """
+    choose("multipliers", multipliers, MULTIPLIERS)
     given = held_input(model, x, hold, forward)
     with borrowed(model):
         opened = open_parts(model, given, layers, parts, "parts", target, rules, heads, forward)
@@ -111,11 +121,19 @@ def contributions(
             held[:] = [False] * len(held)
             whole = opened.sweep(score, ones)
             total = opened.relevance(whole)
-            difference = None if other is None else opened.difference(whole, other, forward)
+            by_rules = opened.multipliers(whole)
             held[:] = [True] * len(held)
             direct = opened.sweep(score, ones)
             held_back = opened.relevance(direct)
         ledger = opened.ledger(direct, held_back)
+        difference = None
+        if other is not None:
+            there = held_input(model, other, hold, forward)
+            difference = torch.cat(
+                changes_by_rules(opened, there, by_rules)
+                if multipliers == "rules"
+                else changes_by_differences(opened, given, there)
+            )
     warn_of_cuts(opened.recording)
     warn_of_residual(ledger, score.dtype)
     opened.warn_left_out("contributions")
@@ -126,15 +144,18 @@ def contributions(
         index=tuple(site.index(number) for site in opened.sites for number in range(site.size)),
         direct=torch.cat(held_back),
         total=torch.cat(total),
-        difference=None if difference is None else torch.cat(difference),
+        difference=difference,
         ledger=ledger,
         parts=opened.kind,
         target=aim.label,
         targets=aim.each,
         method=f"contributions, relevance, {opened.plan.rulebook.name}",
-        settings={**opened.plan.settings, "parts": opened.kind, **opened.settings},
+        settings={
+            **opened.plan.settings, "parts": opened.kind, **opened.settings,
+            **({} if other is None else {"multipliers": multipliers}),
+        },
         explanation=EXPLANATION,
-    )
+    )  # fmt: skip
 
 
 EXPLANATION = (
@@ -159,6 +180,7 @@ class OpenedParts:
         kind: what the parts are, `"feature"` where all are of a basis.
         named: whether layers were asked for.
         generators: states of the random generators before the pass.
+        forward: function to call instead of the model.
     """
 
     recording: Recording
@@ -170,6 +192,7 @@ class OpenedParts:
     kind: str
     named: bool
     generators: Any
+    forward: Forward | None
 
     @property
     def score(self) -> torch.Tensor:
@@ -204,28 +227,6 @@ class OpenedParts:
     def relevance(self, sweep: Sweep) -> list[torch.Tensor]:
         """Return the relevance of each part of each site, `(parts, batch)`."""
         return relevance_at(self.sites, self.multipliers(sweep), self.bookkeeper)
-
-    def difference(self, sweep: Sweep, other: Input, forward: Forward | None) -> list[torch.Tensor]:
-        """Return multiplier times change from another input of each part of each site, `(parts, batch)`.
-
-        Raises:
-            InputError: when a layer has no values of the same shape there.
-        """
-        model, book = self.recording.model, self.bookkeeper
-        there = Sites(model, *self.outputs.asked)
-        restore_generators(self.generators)  # the same noise as on x
-        with torch.no_grad(), there:
-            as_inputs(other).named_for(model, forward).run(model, forward)
-        found = []
-        for site, value, g in zip(self.sites, there.values_of(self.sites), self.multipliers(sweep), strict=True):
-            if value is None:
-                raise InputError(
-                    f"layer {site.name!r} has {tuple(site.output.value.shape)} on x, and nothing of that shape on "
-                    "other: give an input of the same shapes, for texts of the same number of tokens."
-                )
-            none = torch.zeros(site.size, book.batch, dtype=torch.float64)
-            found.append(none if g is None else site.difference(g, value, book).cpu())
-        return found
 
     def ledger(self, sweep: Sweep, held: Sequence[torch.Tensor]) -> Ledger:
         """Return where the score went in a sweep, what the sites held back included."""
@@ -297,7 +298,7 @@ def open_parts(
     shown = "feature" if wanted == () else kind
     named = wanted is not None or any(one.name in left_out for one in features)
     book = Bookkeeper.of(recording)
-    return OpenedParts(recording, plan, book, outputs, sites, left_out, shown, named, generators)
+    return OpenedParts(recording, plan, book, outputs, sites, left_out, shown, named, generators, forward)
 
 
 def _selected(model: nn.Module, layers: Selected, parts: Parts, option: str) -> tuple[list[Basis], Selection, str]:

@@ -12,6 +12,7 @@ from layerlens.analyzers.common.features.basis_site import BasisSite, by_codes, 
 from layerlens.analyzers.common.parts.grid import Grid
 from layerlens.analyzers.graph.operation import Node
 from layerlens.errors import InputError
+from layerlens.model.layers import LayerPath
 
 from ..book import Bookkeeper
 from ..layer_relevance import Folded, LayerOutput
@@ -40,6 +41,11 @@ class PartSite:
         """The edge at which its multiplier arrives."""
         assert self.output.edge is not None
         return self.output.edge
+
+    @property
+    def key(self) -> tuple[LayerPath, int, str]:
+        """Layer, index of the call and tensor, which are the same in another run."""
+        return self.output.layer, self.output.index, self.output.tensor
 
     @property
     def order(self) -> int:
@@ -71,17 +77,18 @@ class PartSite:
         """
         return self._sums(self._value(book.folded) * g, book.batch)
 
-    def difference(self, g: torch.Tensor, other: torch.Tensor, book: Bookkeeper) -> torch.Tensor:
+    def difference(
+        self, g: torch.Tensor, other: torch.Tensor, folded: Mapping[Node, Folded | None], samples: int
+    ) -> torch.Tensor:
         """Return multiplier times the change from another run, `(parts, batch)`.
 
         Args:
-            g: as in `relevance`.
+            g: multiplier of the tensor, with batch norm where `folded` has it.
             other: the tensor in the other run.
-            book: the ledger of the sweep.
+            folded: node -> the tensor with batch norm, where a rule treats both as one.
+            samples: the number of samples.
         """
-        normalized = self._folded(book.folded)
-        step = self.output.value - other
-        return self._sums((step if normalized is None else step * normalized[1]) * g, book.batch)
+        return self._sums((self.output.value - other) * self._own(g, folded), samples)
 
     def start(self, g: torch.Tensor, number: int, book: Bookkeeper) -> torch.Tensor:
         """Return the multiplier with which the relevance of a part continues: g, and zeros outside of the part."""
@@ -97,6 +104,11 @@ class PartSite:
 
     def _folded(self, folded: Mapping[Node, Folded | None]) -> Folded | None:
         return folded.get(self.edge.node)  # type: ignore[call-overload, no-any-return]
+
+    def _own(self, g: torch.Tensor, folded: Mapping[Node, Folded | None]) -> torch.Tensor:
+        """The multiplier of what the layer itself returned."""
+        normalized = self._folded(folded)
+        return g if normalized is None else g * normalized[1]
 
     def _value(self, folded: Mapping[Node, Folded | None]) -> torch.Tensor:
         """The tensor, with batch norm where a rule treats both as one."""
@@ -148,7 +160,7 @@ class FeatureSite(PartSite):
 
     def relevance(self, g: torch.Tensor, book: Bookkeeper) -> torch.Tensor:
         """Return the relevance of each feature and of the error; what decode makes of zeros is booked as a constant."""
-        name, m = self.basis.basis.name, self._own(g, book)
+        name, m = self.basis.basis.name, self._own(g, book.folded)
         shared = shares(self.basis.basis, self._hidden(), self.basis.units_last(m))
         shift = self.basis.units_last(self._value(book.folded) * g - self.output.value * m)  # of batch norm
         self._book("additive", f"decode of {name}", _by_sample(shift, 1) + _by_sample(shared.constant, 1), book)
@@ -156,10 +168,12 @@ class FeatureSite(PartSite):
             self._book("absorbed", f"decode of {name}, beyond first order", _by_sample(shared.rest, 1), book)
         return torch.cat([_by_sample(shared.features), _by_sample(shared.error, 1)], dim=1).T
 
-    def difference(self, g: torch.Tensor, other: torch.Tensor, book: Bookkeeper) -> torch.Tensor:
+    def difference(
+        self, g: torch.Tensor, other: torch.Tensor, folded: Mapping[Node, Folded | None], samples: int
+    ) -> torch.Tensor:
         """Return what decode makes of the multiplier times the change of each code, and m times that of the error."""
         basis, here, there = self.basis.basis, self._hidden(), self.basis.units_last(other)
-        m = self.basis.units_last(self._own(g, book))
+        m = self.basis.units_last(self._own(g, folded))
         codes, decoded, slope = by_codes(basis, here, m)
         their_codes, their_decoded, _ = by_codes(basis, there, m)
         error = m * (here - decoded - there + their_decoded)
@@ -172,7 +186,7 @@ class FeatureSite(PartSite):
             InputError: if encode has no gradient.
         """
         site, basis, hidden, normalized = self.basis, self.basis.basis, self._hidden(), self._folded(book.folded)
-        *_, slope = by_codes(basis, hidden, site.units_last(self._own(g, book)))
+        *_, slope = by_codes(basis, hidden, site.units_last(self._own(g, book.folded)))
         if number < self.features:
             wanted = torch.zeros_like(slope)
             wanted[..., number] = slope[..., number]
@@ -199,11 +213,6 @@ class FeatureSite(PartSite):
 
     def _hidden(self) -> torch.Tensor:
         return self.basis.units_last(self.output.value)
-
-    def _own(self, g: torch.Tensor, book: Bookkeeper) -> torch.Tensor:
-        """The multiplier of what the layer itself returned."""
-        normalized = self._folded(book.folded)
-        return g if normalized is None else g * normalized[1]
 
     def _book(self, kind: str, source: str, amounts: torch.Tensor, book: Bookkeeper) -> None:
         book.add(kind, self.order, source, amounts.reshape(book.batch, 1))

@@ -111,7 +111,7 @@ class Sites(LayerOutputs):
     def values_of(self, sites: Sequence[PartSite]) -> list[torch.Tensor | None]:
         """Return the values at the places of sites of another run; None where this run has none of that shape."""
         known = {(one.layer, one.index, one.tensor): one.value for one in self._outputs()}
-        found = [known.get((site.output.layer, site.output.index, site.output.tensor)) for site in sites]
+        found = [known.get(site.key) for site in sites]
         return [
             value if value is not None and value.shape == site.output.value.shape else None
             for value, site in zip(found, sites, strict=True)

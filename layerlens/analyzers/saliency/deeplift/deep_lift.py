@@ -2,38 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Callable, Iterator
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from layerlens.analyzers.common.features.baselines import Baseline, baselines
 from layerlens.analyzers.common.messages import check_baseline, of_samples, sample_numbers
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.samples import warn_of_joint_scores
-from layerlens.analyzers.common.scorer import Leaves, Scorer, backward_pass, scoring, warn_of_zeros
-from layerlens.analyzers.graph.graph import ACCUMULATE, Graph
-from layerlens.analyzers.graph.operation import Gradients
-from layerlens.analyzers.graph.recorder import Recorder
-from layerlens.analyzers.relevance.rules.operation_table import TABLE
-from layerlens.errors import TargetError, choose, warn
+from layerlens.analyzers.common.scorer import Leaves, Scorer, scoring, warn_of_zeros
+from layerlens.analyzers.relevance.differences.compare import Comparison, compare as compare_runs
+from layerlens.errors import choose, warn
 from layerlens.inputs.inputs import Forward, Input
-from layerlens.model.borrowed import generator_states, restore_generators
 from layerlens.model.layers import Selection
-from layerlens.model.placement import refuse_sharded
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
 from . import reveal_cancel
 from .combine import Combine, attributed, check_combine, combine_setting, units_of
-from .operation_calls import OperationCalls
-from .pairs import Pair, Rule, Run, pair_up
-from .table import WANTED, changed_choices, rule_of
 
 RULES = ("rescale", "reveal_cancel")
 
@@ -120,117 +108,16 @@ def deep_lift(
         )
 
 
-@dataclasses.dataclass(frozen=True)
-class Comparison:
-    """The contribution of every value to the difference of the scores of the input and of one baseline.
-
-    Attributes:
-        values: contributions by leaf, shaped like it.
-        multipliers: m by leaf, shaped like it: the values are m (x - x').
-        score: score of the input, `(batch,)`.
-        baseline_score: score of the baseline, `(batch,)`.
-        moved: operations that chose otherwise for the baseline.
-    """
-
-    values: Leaves
-    multipliers: Leaves
-    score: torch.Tensor
-    baseline_score: torch.Tensor
-    moved: list[str]
-
-
 def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     """Compare a borrowed, frozen model on its input with one baseline per leaf, shaped like it.
 
     Raises:
-        TargetError: when no gradient reaches the input.
+        TargetError: when no gradient reaches the input, or the score of the baseline is not finite.
     """
-    refuse_sharded(scorer.model, "deep_lift", "Take integrated_gradients, or relevance with the model under FSDP2.")
-    wanted = WANTED | reveal_cancel.WANTED if rule == "reveal_cancel" else WANTED
-    leaves = scorer.start()
-    states = generator_states()
-    one = _run(scorer, leaves, wanted)
-    if one.score.grad_fn is None or not one.graph.visit(one.score.grad_fn).depends:
-        raise TargetError(f"no gradient flows from the score {scorer.target.label!r} to the input.")
-    restore_generators(states)  # a model that draws random numbers draws the same ones
-    other = _run(scorer, {name: _in_layout_of(leaves[name], start) for name, start in starts.items()}, wanted)
-    check_baseline(other.score.detach(), scorer.target.label)
-    pairs = pair_up(one, other)
-    special = reveal_cancel.reveal_cancel(pairs) if rule == "reveal_cancel" else {}
-    found = _multipliers(scorer.model, one, leaves, pairs, special)
-    multipliers = {
-        name: torch.zeros_like(leaf) if multiplier is None else multiplier
-        for (name, leaf), multiplier in zip(leaves.items(), found, strict=True)
-    }
-    values = {name: (leaf.detach() - starts[name]) * multipliers[name] for name, leaf in leaves.items()}
-    return Comparison(values, multipliers, one.score.detach(), other.score.detach(), changed_choices(pairs))
-
-
-def _in_layout_of(leaf: torch.Tensor, start: torch.Tensor) -> torch.Tensor:
-    """A baseline in the memory layout of its leaf; torch runs other operations on another layout."""
-    return torch.empty_like(leaf, requires_grad=False).copy_(start).requires_grad_()
-
-
-def _run(scorer: Scorer, leaves: Leaves, wanted: frozenset[str]) -> Run:
-    """The model's forward pass on `leaves`, with fused attention in primitives."""
-    graph, calls = Graph(leaves.values(), TABLE), OperationCalls(wanted)
-    with sdpa_kernel(SDPBackend.MATH), Recorder(graph, noting=False), calls:
-        score = scorer(leaves)
-    return Run(score, graph, calls)
-
-
-def _multipliers(model: nn.Module, one: Run, leaves: Leaves, pairs: list[Pair], special: dict[int, Rule]) -> Gradients:
-    """The multiplier of each leaf: one backward pass with the rules instead of the gradients."""
-    handles: list[Any] = []
-    unknown: set[str] = set()
-    try:
-        for pair in pairs:
-            try:
-                rule = special.get(id(pair.info)) or rule_of(pair)
-            except KeyError:
-                unknown.add(pair.info.op)
-                continue
-            if rule is not None:
-                handles.append(pair.info.node.register_hook(_hook(pair, rule)))
-        if unknown:
-            warn(
-                f"deep_lift: no rule is known for {', '.join(sorted(unknown))}: the gradient is used, so the values "
-                "need not sum to the difference of the scores; the completeness gap shows by how much.",
-            )
-        # .backward, as .grad would keep nodes that rules call on the way from computing anything outside of its graph
-        # in primitives again, for blocks that are computed again
-        with sdpa_kernel(SDPBackend.MATH), backward_pass(model), _gradients_restored(one.score.grad_fn):
-            one.score.sum().backward()  # type: ignore[no-untyped-call]
-            return tuple(leaf.grad for leaf in leaves.values())
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@contextlib.contextmanager
-def _gradients_restored(root: Any) -> Iterator[None]:
-    """Restore the `.grad` of every tensor at which the graph of `root` ends."""
-    seen, stack, before = {root}, [root], []
-    while stack:
-        node = stack.pop()
-        if node.name() == ACCUMULATE:
-            before.append((node.variable, node.variable.grad))
-            node.variable.grad = None
-        new = {child for child, _ in node.next_functions if child is not None} - seen
-        seen |= new
-        stack.extend(new)
-    try:
-        yield
-    finally:
-        for tensor, gradient in before:
-            tensor.grad = gradient
-
-
-def _hook(pair: Pair, rule: Rule) -> Callable[[Gradients, Gradients], Gradients | None]:
-    def hook(gradients: Gradients, outer: Gradients) -> Gradients | None:
-        return rule(pair, gradients, outer)
-
-    return hook
+    more = (reveal_cancel.WANTED, reveal_cancel.reveal_cancel) if rule == "reveal_cancel" else (frozenset[str](), None)
+    found = compare_runs(scorer, lambda: scorer, starts, *more)
+    check_baseline(found.baseline_score, scorer.target.label)
+    return found
 
 
 def warn_of_gap(method: str, gap: torch.Tensor, comparison: Comparison) -> None:

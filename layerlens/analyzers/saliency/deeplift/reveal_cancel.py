@@ -20,11 +20,10 @@ import torch
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.analyzers.graph.linear_operations import BATCH_NORMS, VIEWS, LinearMap, linear_map
 from layerlens.analyzers.graph.operation import Gradients
-
-from .multipliers import difference, elementwise, same_constants
-from .operation_calls import OperationCall, key
-from .pairs import Pair, Rule
-from .table import RULES
+from layerlens.analyzers.relevance.differences.multipliers import difference, elementwise, same_constants
+from layerlens.analyzers.relevance.differences.operation_calls import OperationCall, key
+from layerlens.analyzers.relevance.differences.pairs import Pair, Rule
+from layerlens.analyzers.relevance.differences.table import RULES
 
 _LINEAR = ("Mm", "Addmm", "Bmm", "Baddbmm", "Linear", "Convolution")
 _SUMS = ("Add", "Sub")

@@ -143,10 +143,10 @@ def test_the_model_comes_back_as_it_was(gpt2):
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
 
 
-def test_the_difference_from_another_input_is_the_multiplier_times_the_change(gpt2):
+def test_relevance_patching_is_the_multiplier_times_the_change(gpt2):
     model, x = gpt2
     other = {**x, "input_ids": x["input_ids"].flip(1)}
-    found = contributions(model, x, other=other, target=(-1, 7))
+    found = contributions(model, x, other=other, target=(-1, 7), multipliers="rules")
     names = [(name, False) for name in found.items]
     here, there = (kept(model, names, lambda given=given: model(**given)) for given in (x, other))
     whole = relevance(model, x, target=(-1, 7), layers=list(found.items))
@@ -158,8 +158,48 @@ def test_the_difference_from_another_input_is_the_multiplier_times_the_change(gp
     with pytest.raises(errors.OptionError, match="other="):
         contributions(model, x, target=(-1, 7)).values("difference")
     short = {name: value[:, :-1] for name, value in x.items()}
-    with pytest.raises(errors.InputError, match="same shape"):
-        contributions(model, x, other=short, target=(-1, 7))
+    for multipliers in ("rules", "difference"):
+        with pytest.raises(errors.InputError, match="same shape"):
+            contributions(model, x, other=short, target=(-1, 7), multipliers=multipliers)
+
+
+def changed(example):
+    """Another input of the same shapes: numbers and tokens in the reverse order."""
+    if isinstance(example, dict):
+        return {name: value if "mask" in name else changed(value) for name, value in example.items()}
+    return example.flip(tuple(range(1, example.ndim)))
+
+
+@pytest.mark.parametrize(
+    ("name", "layers"),
+    [("hf_gpt2", ["transformer.h.0", "transformer.h.1"]), ("hf_llama", ["model.layers.0", "model.layers.1"]),
+     ("lstm", ["rnn/output"]), ("cnn", ["pool"])],
+)  # fmt: skip
+def test_the_differences_of_all_that_the_score_passes_add_up_to_its_change(name, layers):
+    case = CASES[name]
+    model, x = case.build().double(), as_double(case.example())
+    found = contributions(model, x, layers, other=changed(x), target=case.target, parts="channel")
+    scores = [contributions(model, one, layers, target=case.target).score for one in (x, changed(x))]
+    within = 1e-6 if name == "hf_llama" else 1e-10  # its norms are computed in float32
+    for layer in dict.fromkeys(found.layers):
+        rows = [row for row, of in enumerate(found.layers) if of == layer]
+        torch.testing.assert_close(found.difference[rows].sum(dim=0), scores[0] - scores[1], atol=within, rtol=within)
+
+
+def test_a_model_that_takes_another_route_is_told_what_to_give():
+    class Route(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x):
+            h = self.layer(x)
+            return h.relu() if x.sum() > 0 else h.tanh()
+
+    model, x = Route(), torch.ones(1, 2)
+    with pytest.raises(errors.InputError, match="multipliers='rules'"):
+        contributions(model, x, "layer", other=-x, target=0)
+    assert contributions(model, x, "layer", other=-x, target=0, multipliers="rules").difference.shape == (1, 1)
 
 
 def test_the_difference_of_a_linear_model_with_batch_norm_is_exact():

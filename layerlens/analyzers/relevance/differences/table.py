@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from layerlens.analyzers.relevance.rules.elementwise import ELEMENTWISE
-from layerlens.analyzers.relevance.rules.structure import LINEAR
-
+from ..rules.elementwise import ELEMENTWISE
+from ..rules.structure import LINEAR
 from .multipliers import division, elementwise, gated, glu, maximum, midpoint, minimum, product, same_constants
 from .normalizers import (
     batch_norm,

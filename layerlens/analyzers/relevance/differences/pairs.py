@@ -14,11 +14,36 @@ from layerlens.errors import InputError
 
 from .operation_calls import OperationCall, OperationCalls
 
-_OTHER_ROUTE = (
-    "the model took another route for the baseline than for the input ({what}), and DeepLIFT compares the two runs "
-    "operation by operation. Give a baseline that takes the same route, or a method that needs none, such as "
-    "input_x_gradient or relevance."
-)
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """How messages name the method that compares two runs, and what to take instead.
+
+    Attributes:
+        name: the method.
+        other: the input of the other run.
+        sharded: what to do where the model is sharded.
+        instead: what to give where both runs are not made of the same operations.
+        check: what shows whether the values add up.
+    """
+
+    name: str = "deep_lift"
+    other: str = "the baseline"
+    sharded: str = "Take integrated_gradients, or relevance with the model under FSDP2."
+    instead: str = (
+        "a baseline that takes the same route, or a method that needs none, such as input_x_gradient or relevance"
+    )
+    check: str = "; the completeness gap shows by how much"
+
+    def other_route(self, what: str) -> InputError:
+        """Return the error for runs that are not made of the same operations."""
+        return InputError(
+            f"the model took another route for {self.other} than for the input ({what}), and {self.name} compares the "
+            f"two runs operation by operation. Give {self.instead}."
+        )
+
+
+DEEP_LIFT = Method()
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -70,18 +95,19 @@ class Run:
     calls: OperationCalls
 
 
-def pair_up(one: Run, other: Run) -> list[Pair]:
+def pair_up(one: Run, other: Run, method: Method) -> list[Pair]:
     """Pair the operations of two runs.
 
     Args:
         one: the run on the input.
         other: the run on the baseline.
+        method: names for messages.
 
     Raises:
         InputError: when the two runs are not made of the same operations.
     """
     if one.score.grad_fn is None or other.score.grad_fn is None:
-        raise InputError(_OTHER_ROUTE.format(what="the score of the baseline does not depend on it"))
+        raise method.other_route("the score of the baseline does not depend on it")
     root, other_root = one.graph.visit(one.score.grad_fn), other.graph.visit(other.score.grad_fn)
     partner: dict[int, NodeInfo] = {id(root): other_root}
     stack = [root]
@@ -89,7 +115,7 @@ def pair_up(one: Run, other: Run) -> list[Pair]:
     while stack:
         info = stack.pop()
         reference = partner[id(info)]
-        _check(info, reference)
+        _check(info, reference, method)
         if info.op == "leaf":
             continue
         calls = one.calls.of(info.node, info.op), other.calls.of(reference.node, reference.op)
@@ -101,23 +127,23 @@ def pair_up(one: Run, other: Run) -> list[Pair]:
                 partner[id(edge)] = other_edge
                 stack.append(edge)
             elif partner[id(edge)] is not other_edge:
-                raise InputError(_OTHER_ROUTE.format(what=f"it uses the result of {edge.op} elsewhere"))
+                raise method.other_route(f"it uses the result of {edge.op} elsewhere")
     return pairs
 
 
-def _check(info: NodeInfo, reference: NodeInfo) -> None:
+def _check(info: NodeInfo, reference: NodeInfo, method: Method) -> None:
     """Refuse two nodes that are not the same operation on the same inputs, in the same shapes.
 
     Raises:
         InputError: when they differ.
     """
     if info.op != reference.op or info.node.name() != reference.node.name():
-        raise InputError(_OTHER_ROUTE.format(what=f"{reference.op} instead of {info.op}"))
+        raise method.other_route(f"{reference.op} instead of {info.op}")
     depends, other = ([edge is not None and edge.depends for edge in node.edges] for node in (info, reference))
     if depends != other:
-        raise InputError(_OTHER_ROUTE.format(what=f"{info.op} has other inputs"))
+        raise method.other_route(f"{info.op} has other inputs")
     if info.op != "leaf" and _shapes(info) != _shapes(reference):
-        raise InputError(_OTHER_ROUTE.format(what=f"{info.op} gives another shape"))
+        raise method.other_route(f"{info.op} gives another shape")
 
 
 def _shapes(info: NodeInfo) -> list[tuple[int, ...]]:

@@ -1,0 +1,1 @@
+"""Multipliers of differences: two runs of a model compared operation by operation."""
