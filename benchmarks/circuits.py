@@ -1,14 +1,17 @@
 """Circuits of SmolLM2 by four ways to score heads and MLPs: how much of each task do the best of them carry?
 
     python -m benchmarks.circuits [pairs]
+    python -m benchmarks.circuits cost
 
 Pairs of sentences from templates; parts are scored on one half of the pairs, and kept or removed on the other half.
+`cost` measures what graphs and tables take, next to one gradient.
 """
 
 from __future__ import annotations
 
 import itertools
 import random
+import statistics
 import sys
 import time
 import warnings
@@ -179,8 +182,54 @@ def interval(values: torch.Tensor) -> str:
     return f"{float(values.mean()):.2f} [{low:.2f}, {high:.2f}]"
 
 
+def cost(repeats: int = 7) -> None:
+    """Print what each way takes in processor time, in turn with one gradient of the same score by plain torch."""
+    torch.set_num_threads(1)
+    model, tokenizer = smollm2()
+    lens, text, fact = Lens(model, tokenizer=tokenizer), "The capital of France is", contrast(" Paris", " Rome")
+    inputs = lens.inputs(text)
+    ids, mask = inputs.tensors()["input_ids"], inputs.tensors()["attention_mask"]
+    answer, foil = (tokenizer(word)["input_ids"][0] for word in (" Paris", " Rome"))
+
+    def gradient() -> None:
+        start = model.get_input_embeddings()(ids).detach().requires_grad_()
+        logits = model(inputs_embeds=start, attention_mask=mask, use_cache=False).logits[0, -1]
+        torch.autograd.grad(logits[answer] - logits[foil], start)
+
+    ways: dict[str, Callable[[], object]] = {
+        "one gradient": gradient,
+        "relevance": lambda: lens.relevance(inputs, target=fact),
+        "contributions, layers": lambda: lens.contributions(inputs, target=fact),
+        "contributions, heads": lambda: lens.contributions(inputs, target=fact, parts="head"),
+        "graph of layers": lambda: lens.attribution_graph(inputs, target=fact),
+        "graph of heads": lambda: lens.attribution_graph(inputs, target=fact, nodes="head"),
+        "graph of heads, keep=0": lambda: lens.attribution_graph(inputs, target=fact, nodes="head", keep=0),
+        "graph of positions": lambda: lens.attribution_graph(inputs, target=fact, nodes="position"),
+    }
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    seconds: dict[str, list[float]] = {way: [] for way in ways}
+    opened = {}
+    for _ in range(repeats + 1):  # the first one is warm-up
+        for way, run in ways.items():
+            start = time.process_time()
+            result = run()
+            seconds[way].append(time.process_time() - start)
+            opened[way] = len(result.receivers) if hasattr(result, "receivers") else ""
+    floor = statistics.median(seconds["one gradient"][1:])
+    print(f"SmolLM2-135M-Instruct, {ids.shape[1]} tokens, one thread; median processor time of {repeats} turns\n")
+    print("| way | backward passes | seconds | gradients |")
+    print("| --- | ---: | ---: | ---: |")
+    for way, taken in seconds.items():
+        middle = statistics.median(taken[1:])
+        print(f"| {way} | {opened[way]} | {middle:.2f} | {middle / floor:.1f} |")
+
+
 def main() -> None:
     """Print the tables."""
+    if sys.argv[1:2] == ["cost"]:
+        cost()
+        return
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 100
     torch.set_num_threads(1)
     model, tokenizer = smollm2()

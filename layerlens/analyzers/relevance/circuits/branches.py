@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from layerlens.analyzers.graph.graph import NodeInfo
 from layerlens.model.layers import LayerPath
 
-from ..record import Recording, Span
+from ..record import Recording
 
 _SUMS = ("Add", "Sub", "Rsub")
 
@@ -24,6 +24,7 @@ def branch_layers(recording: Recording) -> list[LayerPath]:
     """
     found: dict[LayerPath, int] = {}
     streams, numbers = 0, sorted(info.number for info in recording.nodes if info.op != "leaf")
+    spans = sorted(((end, start, path) for start, end, path in recording.spans if path), key=lambda one: one[0])
     for info in recording.nodes:
         if info.op not in _SUMS:
             continue
@@ -34,7 +35,7 @@ def branch_layers(recording: Recording) -> list[LayerPath]:
             if _made_from(other, term):
                 streams += 1  # the other term is computed from this one
                 continue
-            path = _returned_by(recording.spans, numbers, term, info.number)
+            path = None if term.op == "leaf" else _returned_by(spans, numbers, term.number, info.number)
             if path is not None:
                 found[path] = min(term.number, found.get(path, term.number))
     return sorted(found, key=found.__getitem__) if streams else []
@@ -59,14 +60,19 @@ def _after(info: NodeInfo, source: NodeInfo) -> bool:
     return info is source or (info.op != "leaf" and (source.op == "leaf" or info.number >= source.number))
 
 
-def _returned_by(spans: Sequence[Span], numbers: Sequence[int], term: NodeInfo, total: int) -> LayerPath | None:
-    """The outermost layer of whose call a term is the last node on the way, and which the sum is not part of."""
-    if term.op == "leaf":
-        return None
-    following = numbers[bisect.bisect_right(numbers, term.number) :][:1]
-    calls = [
-        (end - start, path)
-        for start, end, path in spans
-        if path and start <= term.number < end <= min([total, *following])
-    ]
+def _returned_by(
+    ended: Sequence[tuple[int, int, LayerPath]], numbers: Sequence[int], term: int, total: int
+) -> LayerPath | None:
+    """The outermost layer of whose call a term is the last node on the way, and which the sum is not part of.
+
+    Args:
+        ended: (number after the last node, first number, path) of each call, sorted.
+        numbers: numbers of the nodes on the way, sorted.
+        term: number of the term.
+        total: number of the sum.
+    """
+    following = numbers[bisect.bisect_right(numbers, term) :][:1]
+    first = bisect.bisect_right(ended, term, key=lambda one: one[0])
+    last = bisect.bisect_right(ended, min([total, *following]), key=lambda one: one[0])
+    calls = [(end - start, path) for end, start, path in ended[first:last] if start <= term]
     return max(calls, default=(0, None), key=lambda one: one[0])[1]

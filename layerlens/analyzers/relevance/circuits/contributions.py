@@ -19,7 +19,7 @@ from layerlens.analyzers.common.messages import warn_left_out
 from layerlens.analyzers.common.parts.heads import Heads, find_heads
 from layerlens.axes.followed import followed
 from layerlens.errors import LayerNotFound, OptionError, choose, suggestion
-from layerlens.inputs.inputs import Forward, Hold, Input, Inputs, as_inputs
+from layerlens.inputs.inputs import Forward, Hold, Input, as_inputs
 from layerlens.model.borrowed import borrowed, generator_states, restore_generators
 from layerlens.model.layers import Layers, Selection, is_listed
 from layerlens.results import Contributions, Entry, Ledger
@@ -272,19 +272,25 @@ def open_parts(
     bases, wanted, kind = _selected(model, layers, parts, option)
     inputs = as_inputs(x)
     known, generators = followed(model, inputs, forward), generator_states()
-    chosen = [] if wanted == () else _chosen(model, x, inputs, wanted, target, rules, forward)
-    attentions, whole = list[Heads](), dict[str, str]()
-    if kind == "head" and wanted != ():
-        attentions = find_heads(model, known, None if wanted is None else chosen, heads)
-        cut = {place for one in attentions for place in (one.label, one.path)}
-        chosen = [path for path in chosen if path not in cut]
-        around = [path for path in chosen if any(place.startswith(f"{path}.") for place in cut)]
-        chosen = [path for path in chosen if path not in around]
-        whole = dict.fromkeys(around, "holds attentions that are cut into heads; name the other layers inside")
+    chosen = None if wanted is None else [] if wanted == () else _names(model, wanted)
+    attentions = find_heads(model, known, chosen, heads) if kind == "head" and chosen != [] else []
     features = find_basis_sites(model, inputs, bases, forward)
-    restore_generators(generators)
-    outputs = Sites(model, chosen, attentions, "layer" if kind == "head" else kind, features)
-    recording = record(model, x, [target], rules=rules, layers=outputs, forward=forward)
+    whole = dict[str, str]()
+
+    def recorded(names: list[str] | None) -> tuple[Sites, Recording]:
+        restore_generators(generators)
+        outputs = Sites(model, names, attentions, "layer" if kind == "head" else kind, features)
+        return outputs, record(model, x, [target], rules=rules, layers=outputs, forward=forward)
+
+    if chosen is not None:
+        chosen, whole = _besides(attentions, chosen)
+        outputs, recording = recorded(chosen)
+    else:
+        outputs, recording = recorded(None)
+        usual = branch_layers(recording) or _names(model, usual_layers(model, inputs, forward, 0))
+        chosen, whole = _besides(attentions, usual)
+        if not outputs.take(chosen):
+            outputs, recording = recorded(chosen)
     plan = make_plan(recording)
     sites, left_out = outputs.parts(known)
     left_out |= whole
@@ -331,20 +337,16 @@ def _selected(model: nn.Module, layers: Selected, parts: Parts, option: str) -> 
     return bases, selection, "channel" if kind == "unit" else kind
 
 
-def _chosen(
-    model: nn.Module,
-    x: Input,
-    inputs: Inputs,
-    layers: Selection,
-    target: Spec,
-    rules: str | Rulebook,
-    forward: Forward | None,
-) -> list[str]:
+def _besides(attentions: Sequence[Heads], layers: Sequence[str]) -> tuple[list[str], dict[str, str]]:
+    """The layers that are not cut into heads; and those that hold attentions which are, with the reason."""
+    cut = {place for one in attentions for place in (one.label, one.path)}
+    kept = [path for path in layers if path not in cut]
+    around = [path for path in kept if any(place.startswith(f"{path}.") for place in cut)]
+    reason = "holds attentions that are cut into heads; name the other layers inside"
+    return [path for path in kept if path not in around], dict.fromkeys(around, reason)
+
+
+def _names(model: nn.Module, layers: Selection) -> list[str]:
     """The layers, by names that may have calls and tensors."""
-    if layers is None:
-        found = branch_layers(record(model, x, [target], rules=rules, forward=forward))
-        if found:
-            return list(found)
-        layers = usual_layers(model, inputs, forward, 0)
     matches = Layers(model).select(layers, calls=True, tensors=True).selections()
     return [name for names in matches for name in names if name]

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.autograd.graph import get_gradient_edge
+from torch.nn.modules.module import register_module_forward_hook
 
 from layerlens.analyzers.common.features.basis_site import BasisSite
 from layerlens.analyzers.common.parts.grid import grid
@@ -21,6 +22,8 @@ from layerlens.errors import AxesUnknown, RecordError
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
 from layerlens.model.selection import InputOf
+from layerlens.model.tensors import changeable
+from layerlens.model.trees import padded, version
 from layerlens.probes.heads import InsideAttention
 
 from ..book import Bookkeeper, Sweep
@@ -33,26 +36,36 @@ class Sites(LayerOutputs):
 
     Args:
         model: borrowed model.
-        layers: paths of layers, or tensors of their outputs.
+        layers: paths of layers, or tensors of their outputs; None to hold what all return until `take` chooses.
         heads: attentions that are cut into heads.
         by: kind of the parts of the layers.
         bases: tensors that are cut into the features of a basis and their error.
     """
 
     def __init__(
-        self, model: nn.Module, layers: Sequence[str], heads: Sequence[Heads], by: str, bases: Sequence[BasisSite] = ()
+        self,
+        model: nn.Module,
+        layers: Sequence[str] | None,
+        heads: Sequence[Heads],
+        by: str,
+        bases: Sequence[BasisSite] = (),
     ) -> None:
         self._model, self._heads, self._by = model, list(heads), by
-        self.asked = layers, heads, by, bases
+        self._paths = {id(module): path for path, module in model.named_modules()} if layers is None else {}
+        self._returned: dict[LayerPath, list[tuple[LayerOutput, int] | None]] = {}
+        self.asked = list(layers or ()), heads, by, bases
         taken: list[Any] = [
             InputOf(one.path) if one.kind == "input" else one.path for one in heads if one.kind != "attention"
         ]
         self._inside = {one.path for one in heads if one.kind == "attention"}
-        wanted = list(dict.fromkeys([*layers, *taken]))
+        wanted = list(dict.fromkeys([*(layers or ()), *taken]))
         super().__init__(model, wanted or (), bases)
 
     def __enter__(self) -> None:
         super().__enter__()
+        if self._paths:
+            hook = register_module_forward_hook(self._hold)
+            self._stack.callback(hook.remove)
         if self._inside:
             running = self._stack.enter_context(Running(self._model))
             self._stack.enter_context(InsideAttention(running, self._inside, self._note))
@@ -62,6 +75,34 @@ class Sites(LayerOutputs):
         edge = get_gradient_edge(read) if read.requires_grad else None
         self._found.append(LayerOutput(f"{path}/heads", index, "", edge, read.detach().clone(), True))
         return read
+
+    def _hold(self, module: nn.Module, args: object, output: object) -> None:
+        path = self._paths.get(id(module))
+        if path is None:
+            return
+        calls, found = self._returned.setdefault(path, []), changeable(module, output, None, path)
+        tensor = next(iter(found.values()), None)
+        if len(found) != 1 or tensor is None or not tensor.is_floating_point():
+            calls.append(None)
+            return
+        edge = get_gradient_edge(tensor) if tensor.requires_grad else None
+        held = LayerOutput(path, len(calls), "", edge, padded(tensor.detach()), False)
+        calls.append((held, version(tensor)))
+
+    def take(self, layers: Sequence[str]) -> bool:
+        """Choose among the layers of which all is held, and let go of the others.
+
+        Returns:
+            Whether all of them returned one tensor, which nothing wrote into; else nothing is chosen.
+        """
+        calls = [call for path in layers for call in self._returned.get(path, [None])]
+        self._returned = {}
+        found = [call[0] for call in calls if call is not None and version(call[0].value) == call[1]]
+        if len(found) < len(calls):
+            return False
+        self._found += found
+        self.asked = list(layers), *self.asked[1:]
+        return True
 
     def parts(self, known: Followed) -> tuple[list[PartSite], dict[str, str]]:
         """Return the tensors that relevance passes, cut into parts, in order of execution; and why others are not.

@@ -223,3 +223,24 @@ def test_a_block_whose_attention_is_cut_into_heads_is_named(gpt2):
     with pytest.warns(UserWarning, match=r"transformer.h.0: holds attentions that are cut into heads"):
         found = contributions(model, x, ["transformer.h.0", "transformer.h.1.mlp"], target=(-1, 7), parts="head")
     assert found.items == (*(f"transformer.h.0.attn head {head}" for head in range(4)), "transformer.h.1.mlp")
+
+
+def test_layers_that_are_found_are_those_that_are_named_also_where_something_writes_into_them():
+    class Writes(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.norm, self.second = nn.Linear(3, 3), nn.LayerNorm(3), nn.Linear(3, 3)
+
+        def forward(self, x):
+            added = self.first(x)
+            x = x + added
+            added.zero_()
+            return x + self.second(self.norm(x))
+
+    torch.manual_seed(0)
+    model, x = Writes().double(), normal(2, 3).double()
+    found = contributions(model, x, target=0)
+    named = contributions(model, x, list(found.layers), target=0)
+    assert found.items == named.items == ("first", "second") and float(found.direct[0].abs().min()) > 0
+    torch.testing.assert_close(found.direct, named.direct)
+    torch.testing.assert_close(found.total, named.total)
