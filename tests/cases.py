@@ -393,6 +393,26 @@ def hf_whisper() -> nn.Module:
     return WhisperForConditionalGeneration(WhisperConfig(**sizes, **special, use_cache=False, init_std=0.2))
 
 
+def match_of_pairs(output: Any) -> torch.Tensor:
+    """How well each picture goes with its own caption, (batch,), out of a matrix of all pairs."""
+    return output.logits_per_image.diagonal()
+
+
+def _picture_and_caption() -> dict[str, torch.Tensor]:
+    ids = tokens(2, 5, 39)
+    ids[:, -1] = 39  # the end of the text, where CLIP reads it
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normal(2, 3, 16, 16)}
+
+
+@case("hf_clip", "generative", _picture_and_caption, match_of_pairs)
+def hf_clip() -> nn.Module:
+    from transformers import CLIPConfig, CLIPModel
+
+    reads = {**SHALLOW, "vocab_size": 40, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 39}
+    sees = {**SHALLOW, "image_size": 16, "patch_size": 8}
+    return CLIPModel(CLIPConfig(text_config=reads, vision_config=sees, projection_dim=8))
+
+
 # -- hybrid and dynamic ----------------------------------------------------------------------------------------------
 
 

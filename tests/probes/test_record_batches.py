@@ -28,8 +28,8 @@ def record_of(function, x=None):
 DETERMINISTIC = [name for name in CASES if name not in ("vae", "nested")]  # noise; a count of samples in an output
 
 
-APART = {"hf_llava": ("", "model"), "hf_whisper": ("model.encoder.embed_positions",)}
-"""Layers that return no rows of samples: a list with a tensor for each, a table of positions."""
+APART = {"hf_llava": ("", "model"), "hf_whisper": ("model.encoder.embed_positions",), "hf_clip": ("",)}
+"""Layers that return no rows of samples: a list with a tensor for each, a table of positions, a matrix of pairs."""
 
 
 @pytest.mark.parametrize("name", DETERMINISTIC)

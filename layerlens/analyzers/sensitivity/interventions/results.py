@@ -143,4 +143,7 @@ def warn_of_misleading(
     if not_finite:
         more = f", ... ({len(not_finite)})" if len(not_finite) > 4 else ""
         shown = ", ".join(not_finite[:4]) + more
-        warn(f"{method}: the values of {shown} are not finite.")
+        hint = (
+            " Where zeros are divided by their length, take value='mean' or 'resample'." if method == "ablate" else ""
+        )
+        warn(f"{method}: the values of {shown} are not finite.{hint}")

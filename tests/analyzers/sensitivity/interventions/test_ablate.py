@@ -66,6 +66,7 @@ def ran(path, module):
     return path and not path.endswith(".layers")
 
 
+@pytest.mark.filterwarnings("ignore:.*are not finite. Where zeros are divided by their length")  # hf_clip does
 def test_every_layer_is_what_a_hook_makes_of_it(case):
     model, x = case.build().double(), as_double(case.example())
     target = as_target(case.target).resolve(run(model, x))
@@ -74,7 +75,7 @@ def test_every_layer_is_what_a_hook_makes_of_it(case):
     for name, value in zip(profile.layers, profile.values.tolist(), strict=True):
         path, _, call = name.partition(" #")
         changed = target(edited(model, x, path, torch.zeros_like, int(call or 0)))
-        assert value == pytest.approx(float((changed - clean).mean()), rel=1e-9, abs=1e-11), name
+        assert value == pytest.approx(float((changed - clean).mean()), rel=1e-9, abs=1e-11, nan_ok=True), name
 
 
 @pytest.mark.parametrize("name", ["cnn", "hf_gpt2", "encoder", "gan", "video"])
