@@ -100,3 +100,11 @@ def test_the_table_of_words_on_the_page_is_that_of_the_benchmark():
     assert measured == diffusion.page(found, len(found["relevance"]))
     told = rows((ROOT / "docs" / "diffusion.md").read_text(), "This is the truth that maps were scored by")
     assert told == rows(measured, "# Maps of words")
+
+
+def test_the_agreement_with_leaving_parts_out_is_that_of_the_benchmark():
+    page, measured = (ROOT / "docs" / "pictures-and-words.md").read_text(), (ROOT / "benchmarks" / "questions.md")
+    known = rows(measured.read_text(), "# A picture and a question")
+    told = re.findall(r"(?<![\d.])(\.\d\d) \[(\.\d\d), (\.\d\d)\]", " ".join(page.split()))
+    cells = [known["`leave_one_out`"][3], known["`centered_relevance (attn)`"][1], known["`relevance (attn)`"][3]]
+    assert [f"0{mean} [0{low}, 0{high}]" for mean, low, high in told] == cells

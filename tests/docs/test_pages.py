@@ -27,7 +27,7 @@ PAGES = {
     "generation": 6,
     "sequences": 8,
     "graphs": 4,
-    "pictures-and-words": 6,
+    "pictures-and-words": 7,
     "answers": 3,
     "groups-and-errors": 3,
     "interventions": 5,
