@@ -1,68 +1,104 @@
-"""Which map of an image is faithful: every kind of method by insertion and deletion, with two fills and controls.
+"""Which map of an image is faithful: every kind of method by insertion, deletion, ROAD and sufficiency, with controls.
 
-python -m benchmarks.faithfulness measure FOLDER [PART PARTS]    (a minute a picture on one core; can be taken up again)
-python -m benchmarks.faithfulness report FOLDER > benchmarks/faithfulness.md
+python -m benchmarks.faithfulness measure FOLDER [PART PARTS]    (a night on two cores; can be taken up again)
+python -m benchmarks.faithfulness pack FOLDER                    (writes benchmarks/faithfulness.npz)
+python -m benchmarks.faithfulness report > benchmarks/faithfulness.md
 python -m benchmarks.faithfulness pictures                       (docs/faithfulness-*.png, some minutes on one core)
 
-The models are EfficientNet-Lite0, on photographs of installed packages and crops of them that keep its top class, and
-the embedded digit net on its sixteen pictures.
+The models are EfficientNet-Lite0, Lite1 and Lite2 on the photographs of `benchmarks.picture_packages`, and the embedded
+digit net on its sixteen pictures. A new row is a line of `METHODS`: `measure` takes what is missing, and nothing else.
+The rows of SHAP need its package; without it they are left out.
 """
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import time
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from layerlens.analyzers.faithfulness import deletion, insertion, pointing_game, relevance_mass
+from .image_curves import Curves
+from .image_masks import masked
+from .image_methods import CANDIDATES, CONTROLS, FIRST, METHODS, SECOND, Map
+from .image_pictures import Job, jobs
 
-from .image_methods import CONTROLS, METHODS
-from .image_pictures import digits, photographs
+ORDER = [(network, names) for network in ("lite0", "lite1", "lite2") for names in (FIRST, CANDIDATES, SECOND)]
+ORDER += [("digits", None), ("lite0", None)]
+"""What is measured, in this order: the table is useful at any time. Only Lite0 and the digits get every row."""
 
-FILLS = ("mean", "blur")
-COLUMNS = tuple(f"{curve} {fill}" for curve in ("insertion", "deletion") for fill in FILLS)
+FORWARD = 8
+"""Pictures in the pass whose time is the unit of cost."""
+
+
+def rows(names: tuple[str, ...] | None = None) -> dict[str, Map]:
+    """The methods that can be measured here, of some names or all."""
+    every = {**METHODS, **CONTROLS}
+    here = importlib.util.find_spec("shap") is not None
+    return {
+        name: row for name, row in every.items() if (names is None or name in names) and (here or "SHAP" not in name)
+    }
 
 
 def measure(folder: Path, part: int = 0, parts: int = 1) -> None:
-    """The four areas and the seconds of every method on every picture, a file a picture; what is there is kept."""
+    """Measure every method on every picture, a file a picture; what is there is kept."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    folder.mkdir(exist_ok=True)
-    jobs = [("photographs", *case) for case in photographs()] + [("digits", *case) for case in digits()]
-    order = torch.randperm(len(jobs), generator=torch.Generator().manual_seed(0)).tolist()  # a part done is a sample
-    for number in order[part::parts]:
-        suite, group, model, x, target, mask = jobs[number]
-        place = folder / f"{suite}{number}.pt"
-        found = torch.load(place, weights_only=True) if place.exists() else {"suite": suite, "group": group}
-        areas = found.setdefault("areas", {})
-        for name, method in {**METHODS, **CONTROLS}.items():
-            if name in areas:
-                continue
+    folder.mkdir(parents=True, exist_ok=True)
+    for network, names in ORDER:
+        for job in jobs(network, part, parts):
+            for name in _measured(folder, job, rows(names)):
+                print(network, job.name, name, file=sys.stderr, flush=True)
+
+
+def _measured(folder: Path, job: Job, methods: dict[str, Map]) -> Iterator[str]:
+    """Measure what is missing of one picture; yields the names."""
+    place = folder / f"{job.network}-{job.name}.pt"
+    found: dict[str, Any] = torch.load(place, weights_only=True) if place.exists() else {"curves": {}, "cost": {}}
+    missing = {name: method for name, method in methods.items() if name not in found["curves"]}
+    if not missing:
+        return
+    model, x, target = job.case()
+    curves, masks = Curves(model, x, target), masked(model, x, target)
+    masks.scores = found.get("masks", masks.scores)
+    with torch.inference_mode():
+        start = time.process_time()
+        model(x.expand(FORWARD, -1, -1, -1))
+        unit = (time.process_time() - start) / FORWARD
+    passes: list[int] = []
+    hook = model.register_forward_hook(lambda _module, _inputs, output: passes.append(len(output)))
+    try:
+        for name, method in missing.items():
+            passes.clear()
+            masks.asked, masks.seconds = 0, 0.0
             start = time.process_time()
             values = method(model, x, target)
-            seconds = time.process_time() - start
-            row = [
-                float(curve(model, x, values, target=target, fill=fill, steps=32).area)
-                for curve in (insertion, deletion)
-                for fill in FILLS
-            ]
-            located = [] if mask is None else [float(score(values, mask)) for score in (pointing_game, relevance_mass)]
-            areas[name] = [*row, seconds, *located]
+            seconds, count = time.process_time() - start, sum(passes)
+            found["curves"][name] = curves(values).float()
+            found["cost"][name] = [count + masks.asked, seconds - masks.seconds + masks.asked * unit, unit]
+            found |= {"ends": curves.ends, "masks": masks.scores}
             torch.save(found, place)
-        print(suite, number, group, file=sys.stderr, flush=True)
+            yield name
+    finally:
+        hook.remove()
 
 
 if __name__ == "__main__":
     task, *rest = sys.argv[1:]
     if task == "measure":
         measure(Path(rest[0]), *map(int, rest[1:]))
+    elif task == "pack":
+        from .image_report import pack
+
+        pack(Path(rest[0]))
     elif task == "report":
         from .image_report import report
 
-        report(Path(rest[0]))
+        report()
     else:
         from .image_figures import write
 

@@ -13,6 +13,8 @@ import sys
 from pathlib import Path
 
 import torch
+from PIL import Image
+from skimage import data
 
 from layerlens import plotting
 from layerlens.analyzers.faithfulness import deletion, insertion
@@ -21,13 +23,14 @@ from layerlens.plotting import Plot
 from layerlens.results import Attribution, FaithfulnessCurve, Leaderboard
 
 from .image_methods import CONTROLS, METHODS
-from .image_pictures import Case, digits, wholes
+from .image_pictures import NETWORKS, fitted, jobs, load_model
 
 TABLES = Path(__file__).with_name("faithfulness.md")
 DOCS = Path(__file__).parents[1] / "docs"
 FILLS = ("mean", "blur")
-PICTURES = {"photographs": ("chelsea", "coffee", "camera", "rocket"), "digits": ("digit 7", "digit 4")}
-SUITES = {"photographs": "EfficientNet-Lite0", "digits": "the embedded digit net"}
+PICTURES = {"photographs": ("chelsea", "coffee", "camera", "rocket"), "digits": ("digit-7", "digit-4")}
+"""The pictures whose maps are shown: photographs of scikit-image, and digits."""
+SUITES = {"photographs": NETWORKS["lite0"], "digits": NETWORKS["digits"].split(",")[0]}
 """The beginning of the title of each table."""
 CURVES = ("relevance z+", "rise, 200 masks", "grad_cam", *CONTROLS)
 """The methods whose curves over one photograph are drawn."""
@@ -43,6 +46,9 @@ SHOWN = {
     "control: Sobel edges": "control: Sobel edges",
 }
 """The methods whose maps are shown, with the names of the columns."""
+
+Case = tuple[torch.nn.Module, torch.Tensor, int]
+"""A model, its input (1, ...), and the class."""
 
 Row = tuple[float, float, float]
 """A mean and its 95 % interval."""
@@ -92,7 +98,7 @@ def published(suite: str) -> Published:
         (total, each), *_ = re.findall(r"^(\d+) pictures: (.*)\.$", TABLES.read_text(), flags=re.M)
         counted = f"{total} from {len(each.split(','))} pictures"
     else:
-        counted = f"{len(list(digits()))} pictures"
+        counted = f"{len(list(jobs('digits')))} pictures"
     return Published(
         methods=tuple(found),
         metrics=("insertion - deletion",),
@@ -113,7 +119,7 @@ def leaderboard() -> Plot:
 
 def gain(case: Case, values: torch.Tensor) -> float:
     """Insertion less deletion, each the mean of two fills."""
-    _, model, x, target, _ = case
+    model, x, target = case
     areas = [
         sum(float(curve(model, x, values, target=target, fill=fill, steps=32).area) for fill in FILLS) / len(FILLS)
         for curve in (insertion, deletion)
@@ -123,19 +129,24 @@ def gain(case: Case, values: torch.Tensor) -> float:
 
 def cases_of(suite: str) -> list[Case]:
     """The pictures whose maps are shown."""
-    known = dict(wholes()) if suite == "photographs" else {case[0]: case for case in digits()}
-    return [known[name] for name in PICTURES[suite]]
+    if suite == "digits":
+        known = {job.name: job for job in jobs(suite)}
+        return [known[name].case() for name in PICTURES[suite]]
+    model = load_model()
+    found = [fitted(Image.fromarray(getattr(data, name)())) for name in PICTURES[suite]]
+    with torch.no_grad():
+        return [(model, x, int(model(x).argmax())) for x in found]
 
 
 def grid(suite: str) -> Plot:
     """Maps of some pictures, with what each scored."""
     cases = cases_of(suite)
-    x = torch.cat([case[2] for case in cases])
+    x = torch.cat([case[1] for case in cases])
     with torch.no_grad():
-        sure = cases[0][1](x).softmax(dim=1)[range(len(cases)), [case[3] for case in cases]]
+        sure = cases[0][0](x).softmax(dim=1)[range(len(cases)), [case[2] for case in cases]]
     maps, scores = {}, []
     for method, name in SHOWN.items():
-        found = [{**METHODS, **CONTROLS}[method](case[1], case[2], case[3]).detach() for case in cases]
+        found = [{**METHODS, **CONTROLS}[method](*case).detach() for case in cases]
         scores.append([gain(case, values) for case, values in zip(cases, found, strict=True)])
         values = torch.cat(found)
         signed = bool((values < 0).any())
@@ -151,14 +162,14 @@ def grid(suite: str) -> Plot:
         settings={"fills": list(FILLS), "steps": 32},
     )
     names = efficientnet.class_names() if suite == "photographs" else embedded.CLASS_NAMES
-    labels = [f"{names[case[3]]}\np = {value:.2f}" for case, value in zip(cases, sure.tolist(), strict=True)]
+    labels = [f"{names[case[2]]}\np = {value:.2f}" for case, value in zip(cases, sure.tolist(), strict=True)]
     return plotting.method_grid(maps, board=board, labels=labels)
 
 
 def curves() -> Plot:
     """Insertion and deletion of one photograph, each the mean of two fills, with insertion - deletion in the legend."""
     case = cases_of("photographs")[0]
-    _, model, x, target, _ = case
+    model, x, target = case
     found, panels, shown = [], [], {}
     for name in CURVES:
         values = {**METHODS, **CONTROLS}[name](model, x, target)

@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
 from layerlens import Rulebook, relevance, saliency
+from layerlens.analyzers.common.features.baselines import blur
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.faithfulness import controls
 from layerlens.rules import Gamma, Part
+
+from .image_candidates import posterior, strided, views
+from .image_masks import masked
 
 Map = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
 
@@ -24,6 +29,11 @@ def by(method: str, **options: Any) -> Map:
 def magnitude(of: Map) -> Map:
     """The absolute values."""
     return lambda model, x, target: of(model, x, target).abs()
+
+
+def summed(of: Map) -> Map:
+    """One number for each place."""
+    return lambda model, x, target: of(model, x, target).sum(dim=1)
 
 
 def gamma(size: float) -> Rulebook:
@@ -62,41 +72,89 @@ def ranked(*parts: Map) -> Map:
     return mean
 
 
+def rise(samples: int) -> Map:
+    """RISE, from masks that the rows share."""
+    return lambda model, x, target: masked(model, x, target).rise(samples)
+
+
+def partition(samples: int) -> Map:
+    """Shapley values by halves of the picture (Owen values), of the package shap, against a blur."""
+
+    def explain(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+        import shap
+
+        def scores(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+            with torch.inference_mode():
+                return model(torch.from_numpy(images).permute(0, 3, 1, 2).float())[:, target : target + 1].numpy()
+
+        def places(images: torch.Tensor) -> np.ndarray[Any, Any]:
+            return images.permute(0, 2, 3, 1).numpy()
+
+        masker = shap.maskers.Image(places(blur(x, (2, 3)))[0], x[0].permute(1, 2, 0).shape)
+        found = shap.PartitionExplainer(scores, masker)(places(x), max_evals=samples, batch_size=16, silent=True)
+        return torch.from_numpy(found.values[..., 0]).permute(0, 3, 1, 2).double()
+
+    return explain
+
+
 METHODS: dict[str, Map] = {
     "relevance z+": rules("epsilon_plus"),
-    "relevance z+, 8 noisy copies": noisy(rules("epsilon_plus"), 8),
-    "relevance gamma .25": rules(gamma(0.25)),
-    "relevance gamma .05": rules(gamma(0.05)),
-    "relevance gamma .05, 8 noisy copies": noisy(rules(gamma(0.05)), 8),
-    "relevance gamma .05, 8 noisier copies": noisy(rules(gamma(0.05)), 8, 0.2),
-    "relevance epsilon": rules("epsilon"),
-    "relevance alpha 2 beta 1": rules("epsilon_alpha2_beta1"),
-    "rise, 50 masks": by("rise", samples=50),
-    "rise, 200 masks": by("rise", samples=200),
-    "rise as published, 200 masks": by("rise", samples=200, sampling="random", estimate="mean"),
-    "z+ and rise 50, mean rank": ranked(rules("epsilon_plus"), by("rise", samples=50)),
-    "gamma .05, 8 noisy copies, and rise 50, mean rank": ranked(noisy(rules(gamma(0.05)), 8), by("rise", samples=50)),
-    "z+ and grad_cam, mean rank": ranked(rules("epsilon_plus"), by("grad_cam")),
     "grad_cam": by("grad_cam"),
-    "hi_res_cam": by("hi_res_cam"),
+    "rise, 200 masks": rise(200),
+    "rise, 50 masks": rise(50),
+    "z+ and rise 50, mean rank": ranked(rules("epsilon_plus"), rise(50)),
+    "relevance gamma .05, 8 noisy copies": noisy(rules(gamma(0.05)), 8),
+    "z+ and grad_cam, mean rank": ranked(rules("epsilon_plus"), by("grad_cam")),
+    "relevance z+ at stride 16": strided((16,)),
+    "relevance z+ at strides 1 to 32": strided(),
+    "relevance z+ at strides 1 to 32, 6 views": views(strided()),
+    "relevance z+, 6 views": views(summed(rules("epsilon_plus"))),
+    "10 masks, prior of strides 1 to 32": posterior(10, strided()),
+    "50 masks, prior of strides 1 to 32": posterior(50, strided()),
+    "200 masks, prior of strides 1 to 32": posterior(200, strided()),
+    "50 masks and prior, and z+, mean rank": ranked(posterior(50, strided()), rules("epsilon_plus")),
+    "200 masks and prior, and z+, mean rank": ranked(posterior(200, strided()), rules("epsilon_plus")),
+    "rise, 400 masks": rise(400),
+    "SHAP partition, 500 passes": partition(500),
+    "integrated_gradients, blur": by("integrated_gradients", baseline="blur"),
+    "occlusion": by("occlusion"),
+    "relevance z+, 8 noisy copies": noisy(rules("epsilon_plus"), 8),
+    "relevance gamma .05": rules(gamma(0.05)),
+    "deep_lift": by("deep_lift"),
     "layer_cam": by("layer_cam"),
-    "eigen_cam": by("eigen_cam"),
-    "smooth_grad": by("smooth_grad"),
     "smooth_grad, absolute": magnitude(by("smooth_grad")),
+    "gamma .05, 8 noisy copies, and rise 50, mean rank": ranked(noisy(rules(gamma(0.05)), 8), rise(50)),
+    "relevance gamma .25": rules(gamma(0.25)),
+    "relevance epsilon": rules("epsilon"),
+    "eigen_cam": by("eigen_cam"),
+    "input_x_gradient": by("input_x_gradient"),
     "gradient, absolute": magnitude(by("gradient")),
     "integrated_gradients, zero": by("integrated_gradients"),
-    "integrated_gradients, blur": by("integrated_gradients", baseline="blur"),
-    "integrated_gradients, absolute": magnitude(by("integrated_gradients")),
-    "deep_lift": by("deep_lift"),
-    "occlusion": by("occlusion"),
-    "kernel_shap": by("kernel_shap", samples=200),
     "guided_backprop": by("guided_backprop"),
-    "input_x_gradient": by("input_x_gradient"),
+    "rise as published, 200 masks": by("rise", samples=200, sampling="random", estimate="mean"),
+    "kernel_shap": by("kernel_shap", samples=200),
+    "relevance gamma .05, 8 noisier copies": noisy(rules(gamma(0.05)), 8, 0.2),
+    "relevance alpha 2 beta 1": rules("epsilon_alpha2_beta1"),
+    "hi_res_cam": by("hi_res_cam"),
+    "smooth_grad": by("smooth_grad"),
+    "integrated_gradients, absolute": magnitude(by("integrated_gradients")),
     "gradient": by("gradient"),
 }
+"""In the order in which they are measured; a row is a line."""
 
 CONTROLS: dict[str, Map] = {
     "control: Sobel edges": lambda model, x, target: controls.sobel(Leaf(x), 0),
     "control: center": lambda model, x, target: controls.center(Leaf(x), 0),
     "control: random": lambda model, x, target: controls.random(Leaf(x), 0),
 }
+
+FIRST = ("relevance z+", "grad_cam", "rise, 50 masks", "z+ and rise 50, mean rank",
+         "control: Sobel edges", "control: center")  # fmt: skip
+"""What is measured on every picture before the others are."""
+
+CANDIDATES = tuple(name for name in METHODS if any(word in name for word in ("stride", "views", "prior")))
+"""What may become a better default, next."""
+
+SECOND = ("rise, 200 masks", "SHAP partition, 500 passes", "rise, 400 masks", "relevance gamma .05, 8 noisy copies",
+          "z+ and grad_cam, mean rank", "integrated_gradients, blur", "occlusion", "control: random")  # fmt: skip
+"""What is measured next, on every network."""

