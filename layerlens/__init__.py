@@ -69,7 +69,7 @@ _NAMES = {
     # results
     "results": """
         ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights Attribution Curve ErrorExplanation
-        FaithfulnessCurve FeatureVisualization Generation GroupComparison GroupEffects Guide Influence
+        FaithfulnessCurve FeatureVisualization Finding Generation GroupComparison GroupEffects Guide Influence
         LatentTraversal LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger
         ReceptiveField RecurrentStates Relevance Routes SamplingAttribution Steering TopInputs load TrainingHistory
         LayerHealth LogitLens UnitStatistics AttributionGraph Contributions

@@ -92,7 +92,7 @@ from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
 from .results.maps.sampling_attribution import SamplingAttribution as SamplingAttribution
 from .results.maps.top_inputs import TopInputs as TopInputs
-from .results.reports.checks import ModelChecks as ModelChecks
+from .results.reports.checks import Finding as Finding, ModelChecks as ModelChecks
 from .results.reports.generation import Generation as Generation
 from .results.reports.group_comparison import (
     ErrorExplanation as ErrorExplanation,

@@ -38,7 +38,7 @@ SHARED = {"common", "graph"}
 BUILDS_ON = {  # family of analyzers -> families whose public functions it calls
     "saliency": {"relevance", "activation"},
     "concepts": {"relevance", "activation"},
-    "checks": {"relevance"},
+    "checks": {"relevance", "saliency", "faithfulness"},
     "faithfulness": {"saliency"},
     "groups": {"saliency"},
     "generation": {"activation", "concepts", "dynamics", "relevance", "saliency"},

@@ -88,7 +88,7 @@ GROUPS = {
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
         load results ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights AttributionGraph
-        Contributions Attribution Curve ErrorExplanation FaithfulnessCurve FeatureVisualization Generation
+        Contributions Attribution Curve ErrorExplanation FaithfulnessCurve FeatureVisualization Finding Generation
         GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard
         Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance Routes
         SamplingAttribution Steering TopInputs TrainingHistory UnitStatistics

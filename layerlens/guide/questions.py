@@ -123,10 +123,10 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "a tokenizer and a prompt",
     ),
     Question(
-        "Is the gradient right, and does the ledger close?",
+        "What would make an explanation mislead here?",
         "lens.check(x, target={target})",
-        "10 gradients",
-        ("a gradient",),
+        "100 gradients, 150 forward passes",
+        (),
     ),
     Question(
         "At which layer is the gradient wrong?",

@@ -12,7 +12,7 @@ from .maps.recurrent_states import RecurrentStates
 from .maps.sampling_attribution import SamplingAttribution
 from .maps.table_values import importance
 from .maps.top_inputs import TopInputs
-from .reports.checks import GradientCheck, LayerGradient, ModelChecks
+from .reports.checks import Finding, GradientCheck, LayerGradient, ModelChecks
 from .reports.generation import Generation
 from .reports.group_comparison import ErrorExplanation, GroupComparison, GroupEffects
 from .reports.guide import Guide, GuideRow
@@ -52,6 +52,7 @@ __all__ = [
     "FaithfulnessCurve",
     "FeatureVisualization",
     "Generation",
+    "Finding",
     "GradientCheck",
     "GroupComparison",
     "GroupEffects",

@@ -21,6 +21,7 @@ NUMBER = re.compile(r"[-+]?\d+\.\d+")
 MOST_BYTES = 200_000
 
 PAGES = {
+    "checks": 2,
     "relevance": 9,
     "language-models": 2,
     "diffusion": 4,

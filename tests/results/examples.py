@@ -17,6 +17,7 @@ from layerlens.results import (
     ErrorExplanation,
     FaithfulnessCurve,
     FeatureVisualization,
+    Finding,
     GradientCheck,
     GroupComparison,
     GroupEffects,
@@ -246,8 +247,11 @@ def gradient_check():
 
 
 def model_checks():
-    rows = (("ledger", True, "residual 1e-7", ""), ("gradient", None, "unclear", "try float64"), ("g", False, "x", "y"))
-    return ModelChecks(rows, gradient_check())
+    return ModelChecks((finding(), Finding("the ledger closes", "not run", "budget")), gradient_check(), target="cat")
+
+
+def finding():
+    return Finding("the gradient is right", "serious", "gap 0.5", "every map is wrong", "fix it", 12.0, "gradient")
 
 
 def adversarial():
@@ -309,6 +313,7 @@ def influence():
 RESULTS = {
     "LayerGradient": lambda: gradient_check().layers[0],
     "GradientCheck": gradient_check,
+    "Finding": finding,
     "ModelChecks": model_checks,
     "Attribution": attribution,
     "Relevance": relevance,

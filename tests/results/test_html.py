@@ -172,6 +172,7 @@ WITHOUT = {
     "Routes",
     "RouteComparison",
     "LayerGradient",
+    "Finding",
     "ModelChecks",
 }  # words and counts of several kinds
 
@@ -207,7 +208,7 @@ def test_numpy_takes_bfloat16_and_parts_of_a_graph():
 NO_TABLE = {
     "ActivationMaps", "AttentionWeights", "FeatureVisualization", "RecurrentStates", "ReceptiveField",
     "LatentTraversal", "GroupEffects", "RouteComparison", "Entry",
-    "LayerGradient",
+    "LayerGradient", "Finding",
 }  # fmt: skip
 """Pictures, states and weights of many axes, whose form is an array; parts of a result that has a table."""
 

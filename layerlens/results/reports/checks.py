@@ -1,17 +1,26 @@
-"""What was checked, and whether it holds: the gradient of torch itself, and the ledger of relevance."""
+"""What was checked, and whether it holds: the gradient of torch itself, and all that an explanation relies on."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+import html
+import os
+import shutil
+import textwrap
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 
-from layerlens.errors import OptionError, need
+from layerlens.errors import OptionError, ResultFileError, choose, need
+from layerlens.files import no_place, whole
 from layerlens.model.trees import as_array
 
 from ..base import Result
 from ..values.layer_profile import LayerProfile
+from ..values.matrix import Matrix
+from .text_table import NO_TERMINAL
 
 Verdict = bool | None
 """True for passed, False for failed, None where it could not be decided."""
@@ -158,39 +167,164 @@ def _inside(path: str, parent: str) -> bool:
     return path != parent and (not parent or path.startswith(f"{parent}."))
 
 
+SEVERITIES: Final = ("serious", "worth knowing", "unclear", "fine", "not run")
+"""What a check can come to, the worst first: a fault, a limit, no answer, nothing, or no attempt."""
+
+_VERDICTS = {"serious": "FAIL", "worth knowing": "note", "unclear": "unclear", "fine": "pass", "not run": "not run"}
+
+
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class ModelChecks(Result):
-    """Checks of a model on an input: what was found, and what to do.
+class Finding(Result):
+    """What one check found.
 
     Attributes:
-        rows: (check, verdict, what was found, what to do) in the order of the checks; a verdict is True, False, or
-            None where it could not be decided.
-        gradient: the check of the gradient in full; None where it could not be made.
+        check: what was checked, as a claim: `"the gradient is right"`.
+        severity: `"serious"` where an explanation would mislead, `"worth knowing"` where it has a limit, `"fine"`,
+            `"unclear"` where the check gave no answer, or `"not run"`.
+        measured: the numbers; of a check that was not run the reason.
+        means: what they mean.
+        do: what to do, with a call; empty where that is nothing.
+        passes: forward passes and gradients that the check took, in runs of the batch.
+        name: short name of the check, as in `check(checks=...)`.
     """
 
-    rows: tuple[tuple[str, Verdict, str, str], ...]
+    check: str
+    severity: str
+    measured: str
+    means: str = ""
+    do: str = ""
+    passes: float = 0.0
+    name: str = ""
+
+    def summary(self) -> list[tuple[str, str]]:
+        """The claim with its verdict, what was measured, what it means, what to do."""
+        rows = [(self.check, _VERDICTS[self.severity]), ("measured", self.measured)]
+        return rows + [(name, text) for name, text in (("means", self.means), ("do", self.do)) if text]
+
+    def __repr__(self) -> str:
+        return "\n".join(self.lines(shutil.get_terminal_size(NO_TERMINAL).columns))
+
+    def lines(self, width: int) -> list[str]:
+        """The finding as lines of at most `width` letters; what is fine, or was not run, in short."""
+        (claim, verdict), (_, measured), *more = self.summary()
+        if self.severity in ("fine", "not run"):
+            return textwrap.wrap(f"{claim}: {verdict}, {measured}", width, subsequent_indent="  ")
+        found = [f"{claim}: {verdict}"]
+        for name, text in (("measured", measured), *more):
+            found += textwrap.wrap(f"  {name:8}  {text}", width, subsequent_indent=" " * 12, break_long_words=False)
+        return found
+
+
+@dataclasses.dataclass(frozen=True, eq=False, repr=False)
+class ModelChecks(Result):
+    """Checks of a model, an input and a method of attribution: what was found by severity, and what to do.
+
+    Attributes:
+        rows: what each check found, in the order of the checks.
+        gradient: the check of the gradient in full; None where it was not made.
+        agreement: rank correlation of the maps of several methods; None where it was not measured.
+        target: what was scored.
+        method: the method of attribution that was checked.
+        passes: forward passes and gradients that it took, in runs of the batch.
+        planned: how many all checks that were asked for were expected to take.
+        budget: the most that were allowed.
+    """
+
+    rows: tuple[Finding, ...]
     gradient: GradientCheck | None = None
+    agreement: Matrix | None = None
+    target: str = ""
+    method: str = ""
+    passes: float = 0.0
+    planned: float = 0.0
+    budget: float = 0.0
 
     @property
     def passed(self) -> Verdict:
-        """True if every check passed, False if one failed, None otherwise."""
-        verdicts = [verdict for _, verdict, _, _ in self.rows]
-        return False if False in verdicts else None if None in verdicts else True
+        """False if a finding is serious, None if a check gave no answer, True otherwise."""
+        found = {row.severity for row in self.rows}
+        return False if "serious" in found else None if "unclear" in found else True
+
+    def of(self, severity: str) -> tuple[Finding, ...]:
+        """The findings of one severity.
+
+        Raises:
+            OptionError: when there is no such severity.
+        """
+        choose("severity", severity, SEVERITIES)
+        return tuple(row for row in self.rows if row.severity == severity)
+
+    def __getitem__(self, name: str) -> Finding:
+        """What one check found, by its short name."""
+        return {row.name: row for row in self.rows}[choose("check", name, [row.name for row in self.rows])]
+
+    def table(self) -> list[tuple[str, str, str, str, str]]:
+        """Rows (claim, severity, measured, means, do), the worst first."""
+        ordered = [row for severity in SEVERITIES for row in self.of(severity)]
+        return [(row.check, row.severity, row.measured, row.means, row.do) for row in ordered]
 
     def to_pandas(self) -> Any:
-        """A pandas DataFrame with a row for each check.
+        """A pandas DataFrame with a row for each check, the worst first.
 
         Raises:
             MissingPackage: when pandas is not installed.
         """
-        return need("pandas", "to_pandas").DataFrame(self.rows, columns=("check", "passed", "found", "advice"))
+        return need("pandas", "to_pandas").DataFrame(
+            self.table(), columns=("check", "severity", "measured", "means", "do")
+        )
 
     def summary(self) -> list[tuple[str, str]]:
-        """Every check with its verdict, what was found, and what to do unless that is nothing."""
-        return [
-            (name, f"{_WORDS[verdict]}, {found}" + (f"; {advice}" if advice and verdict is not True else ""))
-            for name, verdict, found, advice in self.rows
-        ]
+        """The counts by severity, the cost, and every finding with its verdict."""
+        counts = ", ".join(f"{len(found)} {severity}" for severity in SEVERITIES if (found := self.of(severity)))
+        cost = f"{self.passes:.0f} passes ({self.planned:.0f} planned, at most {self.budget:.0f})"
+        rows = [("found", counts), ("target", self.target), ("method", self.method), ("cost", cost)]
+        return [*rows, *((row[0], f"{_VERDICTS[row[1]]}, {'; '.join(filter(None, row[2:]))}") for row in self.table())]
 
     def __repr__(self) -> str:
-        return "\n".join(f"{name}: {text}" for name, text in self.summary())
+        width = shutil.get_terminal_size(NO_TERMINAL).columns
+        head = "; ".join(f"{name}: {text}" for name, text in self.summary()[:4] if text)
+        lines = textwrap.wrap(f"checks: {head}", width, subsequent_indent="  ")
+        for severity in SEVERITIES:
+            if found := self.of(severity):
+                lines += ["", severity.upper(), *(line for row in found for line in row.lines(width))]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        """The findings under a heading for each severity: the claim, what was measured, what it means, what to do."""
+        head = "".join(_row(pair) for pair in self.summary()[:4])
+        parts = [f"<table>{head}</table>"]
+        for severity in SEVERITIES:
+            if found := self.of(severity):
+                rows = "".join(_row((row.check, row.measured, row.means, row.do)) for row in found)
+                parts.append(f"<h3>{severity} ({len(found)})</h3><table>{rows}</table>")
+        return f"<div>{''.join(parts)}</div>"
+
+    def to_html(self, path: str | os.PathLike[str]) -> Path:
+        """Write a page with the findings by severity; it has no script.
+
+        Args:
+            path: file to write.
+
+        Returns:
+            The path written.
+
+        Raises:
+            ResultFileError: if the folder does not exist.
+        """
+        path = Path(path)
+        if why := no_place(path):
+            raise ResultFileError(f"cannot save to {path}: {why}")
+        page = (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+            f"<title>Checks of an explanation</title></head><body>{self._repr_html_()}</body></html>"
+        )
+        with whole(path) as file:
+            file.write(page.encode())
+        return path
+
+
+def _row(texts: Iterable[str]) -> str:
+    """A row of a table in HTML."""
+    style = "style='text-align:left;vertical-align:top;padding:2px 8px'"
+    first, *others = map(html.escape, texts)
+    return f"<tr><th {style}>{first}</th>{''.join(f'<td {style}>{text}</td>' for text in others)}</tr>"

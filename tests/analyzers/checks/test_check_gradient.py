@@ -253,4 +253,4 @@ def test_the_lens_reads_texts_and_names():
         checks = lens.check(X, target="b")
     assert checks.passed is False and checks.gradient is not None
     assert "the gradient is right: FAIL" in repr(checks) and "2.square" in repr(checks)
-    assert checks.to_pandas().shape == (2, 4)
+    assert checks.to_pandas().shape == (len(checks.rows), 5)
