@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -175,13 +174,13 @@ def check(
     *,
     target: Spec = None,
     method: str | Explain = "auto",
+    method_options: Mapping[str, Any] | None = None,
     checks: str | Sequence[str] | None = None,
     budget: float = 500,
     layers: Selection = (),
     seed: int = 0,
     forward: Forward | None = None,
     progress: bool | None = None,
-    **options: Any,
 ) -> ModelChecks:
     """Look for what would make an explanation mislead: a page of findings by severity, with what to do.
 
@@ -200,11 +199,11 @@ def check(
     Args:
         method: name of the method whose map is checked, or a function `(model, x, target=..., forward=...) ->
             Attribution`.
+        method_options: options of the method, such as `{"steps": 20}`.
         checks: short names of the checks to run, such as `"gradient"` or `["batch", "scaffold"]`; None for all.
         budget: most passes, in runs of the batch; a check that is expected to take more than what is left is listed
             with what it needs. 0 runs none, and lists what each would take.
         layers: layers whose gradients are checked one by one; by default all if the whole is wrong, else none.
-        **options: options of the method.
 
     Returns:
         `ModelChecks`: `.of("serious")`, `result["scaffold"]`, `.to_html(path)`, `.to_pandas()`; `gradient` has that
@@ -213,7 +212,7 @@ def check(
     Raises:
         InputError, TargetError: as for `saliency`.
         OptionError: when there is no such check or method, or the budget is negative.
-        UnknownOption: when neither this function nor the method has an option.
+        UnknownOption: when the method has no such option.
 
     Cost:
         About 250 passes and five maps of the method; `budget=0` says it for your model.
@@ -231,8 +230,8 @@ def check(
     asked = names if checks is None else [checks] if isinstance(checks, str) else list(checks)
     asked = [choose("check", one, names) for one in asked]
     if isinstance(method, str):
-        known = method_named(method).parameters.keys() - {"model", "x", "target", "forward", "progress"}
-        refuse_unknown("check", options.keys() - known, [*inspect.signature(check).parameters, *known])
+        known = [one for one in method_named(method).parameters if one not in ("x", "target", "forward", "progress")]
+        refuse_unknown(method, method_options or (), known)
     training = [module for module in modules_of(model) if module.training] if isinstance(model, nn.Module) else []
     with borrowed(model):
         inputs = as_inputs(x).named_for(model, forward)
@@ -244,7 +243,7 @@ def check(
                 scorer.check(scorer.values(), scores, output)
             else:
                 asked = ["finite"]
-            examined = Examined(scorer, counted, method, options, seed, training)
+            examined = Examined(scorer, counted, method, method_options or {}, seed, training)
             examined.score, examined.layers = scores.detach().double(), layers
             return _run(examined, asked, budget)
 

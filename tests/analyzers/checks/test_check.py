@@ -348,8 +348,8 @@ def test_cost_budget_and_what_was_not_run():
     assert all(row.measured for row in found.rows)
     with pytest.raises(errors.OptionError, match=r"unknown check 'gradeint'.*gradient"):
         check(model, x, checks="gradeint")
-    with pytest.raises(errors.UnknownOption, match=r"no option 'budgt'. .*budget"):
-        check(model, x, budgt=3)
+    with pytest.raises(errors.UnknownOption, match=r"no option 'stepz'\. Closest: steps"):
+        check(model, x, method="integrated_gradients", method_options={"stepz": 3})
     with pytest.raises(errors.OptionError, match="budget must not be negative"):
         check(model, x, budget=-1)
 
