@@ -60,7 +60,8 @@ def add_maps(path: Path) -> None:
     torch.set_num_threads(1)
     (model, tokenizer), every, cases = smollm2(), contexts(), unpack(path)
     model.requires_grad_(False)
-    for case in track(cases, "maps"):
+    order = np.random.default_rng(0).permutation(len(cases)).tolist()  # what is done early is a sample
+    for case in track([cases[place] for place in order], "maps"):
         names = [name for name in MAPS if name not in case.maps]
         if not names:
             continue

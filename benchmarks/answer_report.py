@@ -165,7 +165,7 @@ SmolLM2-135M-Instruct, {contexts} contexts of {fewest} to {most} sentences, rows
 invented facts with decoys from ten templates, and documentation of modules and packages to be summarized. The true
 answer was given {forced} times, {free} times the model answered itself, greedily: {wrong} of {judged} answers that can
 be judged are wrong. The constants of the estimator were set before anything was measured and are not fitted to these
-contexts.
+contexts. A map that some contexts lack (see the column) was not made for them yet; `maps` makes it.
 
 The truth: 32 held-out random ablations, each of which keeps a sentence with probability 1/2. The score is the linear
 datamodelling score of ContextCite (Cohen-Wang et al. 2024), the rank correlation between the logit of the answer's
