@@ -108,3 +108,31 @@ def test_the_agreement_with_leaving_parts_out_is_that_of_the_benchmark():
     told = re.findall(r"(?<![\d.])(\.\d\d) \[(\.\d\d), (\.\d\d)\]", " ".join(page.split()))
     cells = [known["`leave_one_out`"][3], known["`centered_relevance (attn)`"][1], known["`relevance (attn)`"][3]]
     assert [f"0{mean} [0{low}, 0{high}]" for mean, low, high in told] == cells
+
+
+WAYS = {
+    '`"auto"`, the default': "relevance + ablations, {}",
+    '`"auto"`': "relevance + ablations, {}",
+    '`"ablation"`': "ablations alone, {}",
+    "ContextCite's lasso": "ContextCite, {}",
+    '`"leave_one_out"`': "leave one out",
+    '`"relevance"`': "relevance, cp",
+    '`"integrated_gradients"`': "integrated gradients",
+    '`"attention"`': "attention",
+    '`"input_x_gradient"`': "gradient x input",
+    "random": "random",
+}
+"""The rows of docs/answers.md, and what they are called in benchmarks/answers.md."""
+
+
+def test_the_table_of_answers_on_the_page_is_that_of_the_benchmark():
+    page = (ROOT / "docs" / "answers.md").read_text()
+    known = rows((ROOT / "benchmarks" / "answers.md").read_text(), "| method | passes")
+    table = page[page.index("| method | passes | score") :].split("\n\n")[0].splitlines()[2:]
+    assert len(table) == 16
+    for line in table:
+        told, passes, score, less = (cell.strip() for cell in line.split("|")[1:-1])
+        name, _, contexts = told.partition("`, ") if told.endswith("contexts") else (told, "", "102 contexts")
+        name += "`" if told.endswith("contexts") else ""
+        row = known[WAYS[name].format(passes)]
+        assert [passes, contexts, score, less] == [row[0], f"{row[1]} contexts", row[2], row[5]], name
