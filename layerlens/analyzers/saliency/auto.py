@@ -294,7 +294,8 @@ def _choice(scorer: Scorer, where: Selection, kinds: set[Kind]) -> Choice:
     elif scorer.joint and len(scorer.rows) > 1:
         found = Choice("integrated_gradients", {}, f"{why}, one value for all samples")
     else:
-        found = Choice("relevance", {}, why, finite=finite)
+        many = f", {count} features together, too many for Shapley values" if len(kinds) > 1 else ""
+        found = Choice("relevance", {}, why + many, finite=finite)
     return dataclasses.replace(found, spent=("1 gradient to choose it",))
 
 

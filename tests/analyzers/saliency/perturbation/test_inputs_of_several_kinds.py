@@ -179,8 +179,24 @@ def test_places_of_a_picture_are_neither_left_out_nor_drawn():
         assert not saliency(net, x, target=1, method=method).values["ids"][0, 1:5].any()
 
 
+class Glimpse(nn.Module):
+    """A convolution of a picture, and the mean of its words."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.see, self.read, self.answer = nn.Conv2d(1, 4, 3), nn.Embedding(9, 4), nn.Linear(4, 2)
+
+    def forward(self, picture, words):
+        return self.answer(self.see(picture).relu().mean(dim=(2, 3)) + self.read(words).mean(dim=1).tanh())
+
+
 def test_auto_takes_methods_for_all_inputs_and_says_so():
     net = Lens(model())
     assert net.saliency(X).settings["chosen"].startswith("a picture and token ids, 27 features together")
+    many = {"picture": normal(1, 1, 8, 8), "words": torch.arange(150)[None] % 9}
+    found = Lens(Glimpse().eval()).saliency(many, target=1)
+    assert found.settings["chosen"].startswith("a picture and token ids, 214 features together, too many for Shapley")
+    assert set(found.values) == set(many) and all(values.any() for values in found.values.values())
     passes = net.saliency.methods(for_input=X).seconds
     assert {"leave_one_out", "rise", "centered_relevance", "shapley_sampling"} <= passes.keys()
