@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import importlib.util
 import re
 from collections.abc import Callable
 from typing import Any, Literal
@@ -85,8 +86,8 @@ def perturb(model: nn.Module, seed: int = 0) -> nn.Module:
 
 
 ADDITIVE = re.compile(
-    r"(^|[._])(bias|cls_token|class_embedding|mask_token|position_embeddings?|embed_positions|token_type_embeddings?|wpe)"
-    r"([._]|$)"
+    r"(^|[._])(bias|cls_token|class_embedding|mask_token|position_embeddings?|embed_positions|token_type_embeddings?"
+    r"|wpe|time_emb_proj)([._]|$)"
 )
 
 
@@ -411,6 +412,31 @@ def hf_clip() -> nn.Module:
     reads = {**SHALLOW, "vocab_size": 40, "max_position_embeddings": 8, "bos_token_id": 1, "eos_token_id": 39}
     sees = {**SHALLOW, "image_size": 16, "patch_size": 8}
     return CLIPModel(CLIPConfig(text_config=reads, vision_config=sees, projection_dim=8))
+
+
+def _noise_step_and_prompt() -> dict[str, Any]:
+    return {"sample": normal(2, 4, 8, 8), "timestep": 300, "encoder_hidden_states": normal(2, 3, 8, seed=8)}
+
+
+def corner_of_noise(output: Any) -> torch.Tensor:
+    """The mean of the noise that is found in a corner, (batch,)."""
+    return output.sample[:, :, :4, :4].mean(dim=(1, 2, 3))
+
+
+if importlib.util.find_spec("diffusers"):
+
+    @case("denoiser", "generative", _noise_step_and_prompt, corner_of_noise)
+    def denoiser() -> nn.Module:
+        from diffusers import UNet2DConditionModel
+
+        kinds = {
+            "down_block_types": ("CrossAttnDownBlock2D",),
+            "up_block_types": ("UpBlock2D",),
+            "mid_block_type": None,
+        }
+        sizes = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 4}
+        attention = {"cross_attention_dim": 8, "attention_head_dim": 4}
+        return UNet2DConditionModel(**sizes, **kinds, **attention, block_out_channels=(8,))
 
 
 # -- hybrid and dynamic ----------------------------------------------------------------------------------------------
