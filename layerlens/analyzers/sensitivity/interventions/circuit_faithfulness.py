@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.features.basis import Basis
 from layerlens.analyzers.common.samples import said_once
 from layerlens.errors import OptionError, TargetError, check_count, choose, suggestion, warn
 from layerlens.inputs.batches import Samples
@@ -21,6 +22,7 @@ from layerlens.targets.target import Spec, as_target
 
 from ..model_run import ModelRun
 from ..output_metrics import Readout
+from .edge_trials import Edge, EdgeTrials
 from .intervention_sites import SiteSurvey, find_intervention_sites
 from .patch import check_same_form
 from .replacements import RecordedValues, Replacement, Value, choose_replacement
@@ -43,11 +45,13 @@ def circuit_faithfulness(
     other: Input | None = None,
     *,
     target: Spec = None,
+    of: Literal["nodes", "edges"] = "nodes",
     order: Literal["size", "value"] = "size",
     k: Sequence[int] | None = None,
     value: Value = "zero",
     reference: Samples | None = None,
     controls: int = 4,
+    bases: Basis | Sequence[Basis] = (),
     heads: int | None = None,
     seed: int = 0,
     progress: bool | None = None,
@@ -61,24 +65,31 @@ def circuit_faithfulness(
     contrast with a corrupted input (`other`), parts are replaced by their values there (resampling by pairs; Wang et
     al. 2022), else as in `ablate`.
 
+    With `of="edges"` the edges of an attribution graph are kept and removed: where the edge from u to v is cut, v is
+    computed with the replaced value of u, and other parts with the one that u has in the trial (path patching, Wang et
+    al. 2022). Each receiver needs a run of its own; `settings["passes"]` counts them.
+
     Args:
         parts: `attribution_graph`, `contributions` (by the difference from the other input, or
             the total), a ranking of `ablate` or `patch`, part -> value,
             or names, the best first. All of its parts are the circuit's universe; what it does not name stays as it is.
         x: ... This is the clean input.
         other: corrupted input of the same shapes, whose values replace those of the parts; None for `value`.
+        of: whether `"nodes"` or `"edges"` are kept and removed. Edges need an attribution graph; those from an input
+            are cut with `other` alone, and kept without.
         order: whether parts with the largest size, or the largest value, come first.
         k: numbers of best parts; None for 1 % to 75 % of them.
         value: what replaces the parts without `other`: `"zero"`, `"mean"` or `"resample"`, as in `ablate`.
         reference: other samples, as in `ablate`.
         controls: number of random orders, whose mean is drawn as a control; 0 for none.
+        bases: bases whose features, or errors, are among the parts.
         heads: number of heads of each attention, as in `ablate`.
 
     Returns:
-        A `Curve` over the share of the parts, with the series `"best kept"`, `"best removed"`, `"random kept"` and
-        `"random removed"`, and errors over samples. The checks are `"area"`, `(series,)`, the area below each curve
-        from no part to all, `"area per sample"`, `(series, batch)`, whose mean it is, and `"scores"`, `(2,)`: S and
-        S_0. `settings["passes"]` counts the runs with replaced parts.
+        A `Curve` over the share of the parts, or edges, with the series `"best kept"`, `"best removed"`,
+        `"random kept"` and `"random removed"`, and errors over samples. The checks are `"area"`, `(series,)`, the area
+        below each curve from no part to all, `"area per sample"`, `(series, batch)`, whose mean it is, and `"scores"`,
+        `(2,)`: S and S_0. `settings["passes"]` counts the runs with replaced parts.
 
     Raises:
         InputError: when the inputs differ in shape, or there are no other samples to take values from.
@@ -98,39 +109,51 @@ def circuit_faithfulness(
         [0.0, 0.75, 1.0]
     """
     choose("order", order, ("size", "value"))
+    choose("of", of, ("nodes", "edges"))
     if controls:
         check_count("controls", controls)
-    ranked = _ranked(parts, order)
-    counts = _counts(k, len(ranked))
+    edges = _edges(parts, order, other is not None) if of == "edges" else []
+    ranked = _in_order(parts, edges) if of == "edges" else _ranked(parts, order)
+    counts = _counts(k, len(edges or ranked))
     with borrowed(model, grad=False), torch.no_grad(), layers_called(), said_once() as passes:
         clean = as_inputs(x)
         run = ModelRun(model, clean, forward, seed, progress)
-        survey, found = _find(run, ranked, heads)
+        survey, found = _find(run, ranked, heads, [bases] if isinstance(bases, Basis) else bases)
         replacement, draws = _replacement(run, other, value, reference)
         seed_torch(seed)
         aim = as_target(target).on(clean).resolve(survey.output)
         start = aim(survey.output, torch.arange(run.batch)).double().cpu()
-        orders = [found, *_shuffled(found, controls, seed)]
-        groups = [one for way in orders for count in counts for one in (tuple(way[count:]), tuple(way[:count]))]
         runner = TrialRunner(run, Readout("change", aim), survey, "circuit_faithfulness", survey.copies)
-        changes = runner([tuple(found), *groups], replacement, draws).mean(dim=1)  # (groups, batch)
+        every: list[Any] = list(edges or found)
+        orders = [every, *_shuffled(every, controls, seed)]
+        groups = [one for way in orders for count in counts for one in (tuple(way[count:]), tuple(way[:count]))]
+        groups = [tuple(every), *groups]
+        runs = len(groups) * draws
+        if isinstance(parts, AttributionGraph) and edges:
+            named = dict(zip(ranked, found, strict=True))
+            trials = EdgeTrials(runner, named, _inputs_of(parts), None if other is None else as_inputs(other))
+            changes = trials(groups, replacement, draws).mean(dim=1) - start
+            runs = trials.passes
+        else:
+            changes = runner(groups, replacement, draws).mean(dim=1)  # (groups, batch)
     _check_difference(start, changes[0], aim.label)
-    points = torch.tensor([0, *counts, len(found)], dtype=torch.float64) / len(found)
+    points = torch.tensor([0, *counts, len(every)], dtype=torch.float64) / len(every)
     rows = _curves(changes[0], changes[1:].reshape(len(orders), len(counts), 2, -1))
     areas = torch.trapezoid(rows, points, dim=1)  # (series, batch)
     what = "values of the other input" if other is not None else {"zero": "zeros"}.get(value, f"{value} values")
     names = SERIES if controls else SERIES[:2]
     return Curve(
         quantity="share of the score that is left",
-        along="share of the parts",
+        along=f"share of the {'edges' if edges else 'parts'}",
         points=points,
         series=names,
         values=rows.mean(dim=2),
         units="1",
         method=f"circuit faithfulness, {aim.label}, {what}",
         settings={
-            "parts": len(found), "k": counts, "order": order, "value": "other" if other is not None else value,
-            "target": aim.label, "controls": controls, "draws": draws, "passes": (len(groups) + 1) * draws,
+            "of": of, "parts": len(found), **({"edges": len(edges)} if edges else {}), "k": counts, "order": order,
+            "value": "other" if other is not None else value,
+            "target": aim.label, "controls": controls, "draws": draws, "passes": runs,
             "seed": seed,
             "left_out": runner.left_out, **passes,
         },
@@ -199,6 +222,38 @@ def _ranked(parts: Parts, order: str) -> list[str]:
     return sorted(values, key=lambda name: -abs(values[name]) if order == "size" else -values[name])
 
 
+def _edges(parts: Parts, order: str, inputs: bool) -> list[Edge]:
+    """Return the edges of a graph, the best first; those from inputs if `inputs`.
+
+    Raises:
+        OptionError: when it is not a graph, or has no edge.
+    """
+    if not isinstance(parts, AttributionGraph):
+        raise OptionError(
+            f"of='edges' needs a graph, lens.attribution_graph(x, ...), not {type(parts).__name__}: give one, or "
+            "of='nodes'."
+        )
+    found = [edge for edge in parts.edges() if inputs or edge[0] not in parts.inputs]
+    if not found:
+        raise OptionError("the graph has no edge that can be cut: prune less, give other=, or a smaller keep=.")
+    ranked = sorted(found, key=lambda edge: -abs(edge[2]) if order == "size" else -edge[2])
+    return [(sender, receiver) for sender, receiver, _ in ranked]
+
+
+def _in_order(parts: Parts, edges: Sequence[Edge]) -> list[str]:
+    """Return the parts that edges begin or end at, in the order of execution."""
+    assert isinstance(parts, AttributionGraph)
+    named = {name for edge in edges for name in edge} - {*parts.inputs}
+    return [name for name in parts.nodes if name in named]
+
+
+def _inputs_of(graph: AttributionGraph) -> dict[str, str | None]:
+    """Return the tensor of each node that is an input; None for all, where there is one."""
+    if len(graph.inputs) == 1:
+        return {graph.inputs[0]: None}
+    return {name: name.removeprefix("input ").removesuffix(" of the model") for name in graph.inputs}
+
+
 def _counts(k: Sequence[int] | None, parts: int) -> list[int]:
     """Return the numbers of best parts, rising, without none and all.
 
@@ -214,33 +269,43 @@ def _counts(k: Sequence[int] | None, parts: int) -> list[int]:
     return sorted(set(k) - {parts})
 
 
-def _find(run: ModelRun, names: Sequence[str], heads: int | None) -> tuple[SiteSurvey, list[Part]]:
+def _find(
+    run: ModelRun, names: Sequence[str], heads: int | None, bases: Sequence[Basis]
+) -> tuple[SiteSurvey, list[Part]]:
     """Return what can be replaced, and the parts of these names.
 
     Raises:
         OptionError: when there is no such part.
     """
+    surveys = [("layer", find_intervention_sites(run, bases, "layer", heads))] if bases else []
+    known = _named(surveys)
     layers: dict[str, list[str]] = {}
     for name in names:
         match = _NAME.match(name)
         assert match is not None
-        layers.setdefault(match["by"] or "layer", []).append(match["layer"].partition(" #")[0])
-    surveys = {by: find_intervention_sites(run, list(dict.fromkeys(paths)), by, heads) for by, paths in layers.items()}
-    first = next(iter(surveys.values()))
-    sites = [site for survey in surveys.values() for site in survey.sites]
-    known = {
-        part_name(by, part): part
-        for by, survey in surveys.items()
-        for site in survey.sites
-        for part in (Part(site, number) for number in range(site.grid.size))
-    }
-    left_out = {name: why for survey in surveys.values() for name, why in survey.left_out.items()}
+        if name not in known:
+            layers.setdefault(match["by"] or "layer", []).append(match["layer"].partition(" #")[0])
+    surveys += [(by, find_intervention_sites(run, list(dict.fromkeys(one)), by, heads)) for by, one in layers.items()]
+    known = _named(surveys)
+    first = surveys[0][1]
+    sites = [site for _, survey in surveys for site in survey.sites]
+    left_out = {name: why for _, survey in surveys for name, why in survey.left_out.items()}
     for name in names:
         if name not in known:
             why = next((f" It {reason}." for layer, reason in left_out.items() if name.startswith(layer)), "")
             raise OptionError(f"there is no part {name!r} that can be replaced.{why or suggestion(name, known)}")
-    copies = min(survey.copies for survey in surveys.values())
+    copies = min(survey.copies for _, survey in surveys)
     return SiteSurvey(sites, left_out, first.output, copies), [known[name] for name in names]
+
+
+def _named(surveys: Sequence[tuple[str, SiteSurvey]]) -> dict[str, Part]:
+    """Return the parts of surveys, each with its kind, by name."""
+    return {
+        part_name(by, part): part
+        for by, survey in surveys
+        for site in survey.sites
+        for part in (Part(site, number) for number in range(site.grid.size))
+    }
 
 
 def _check_difference(start: torch.Tensor, change: torch.Tensor, target: str) -> None:
@@ -274,6 +339,6 @@ def _replacement(
     return RecordedValues(run, lambda: [source], [torch.arange(run.batch)]), 1
 
 
-def _shuffled(parts: Sequence[Part], count: int, seed: int) -> list[list[Part]]:
+def _shuffled(parts: Sequence[Any], count: int, seed: int) -> list[list[Any]]:
     generator = torch.Generator().manual_seed(seed)
     return [[parts[place] for place in torch.randperm(len(parts), generator=generator).tolist()] for _ in range(count)]

@@ -92,7 +92,7 @@ class PartReplacer:
             if not _fits(new, axis, self._copies, cut):
                 self.misfits[copy, key] = f"returned another shape than in a clean run: {tuple(tensor.shape)}"
                 continue
-            old = narrow(new if self._copies == 1 else _copy_rows(new, axis, self._copies, copy), cut)
+            old = narrow(new if self._copies == 1 else copy_rows(new, axis, self._copies, copy), cut)
             try:
                 old.copy_(self._replacement(site, index, cut, old, draw).expand_as(old))
             except Misfit as error:
@@ -107,7 +107,7 @@ def _fits(tensor: torch.Tensor, axis: int | None, copies: int, cut: Cut) -> bool
     return axis is None or (axis < tensor.ndim and tensor.shape[axis] % copies == 0)
 
 
-def _copy_rows(tensor: torch.Tensor, axis: int | None, copies: int, copy: int) -> torch.Tensor:
+def copy_rows(tensor: torch.Tensor, axis: int | None, copies: int, copy: int) -> torch.Tensor:
     """Return a view of the rows of one copy of the batch."""
     if axis is None:
         return tensor
@@ -254,7 +254,7 @@ class TrialRunner:
             for part in trial.parts:
                 changes.setdefault(part.site.key, []).append((copy, part, trial.draw))
         replacer = PartReplacer(changes, replacement, copies)
-        changed = self._output(copies, replacer, changes)
+        changed = self.output(copies, replacer, changes)
         if shared is not None:
             untouched = slice(count * batch, None)
             if not nearly_equal(clean[untouched], changed[untouched]):
@@ -280,7 +280,7 @@ class TrialRunner:
             RowsInteract: when it depends on the number of copies.
         """
         if copies not in self._clean:
-            self._clean[copies] = self._output(copies, lambda key, value: value, ())
+            self._clean[copies] = self.output(copies, lambda key, value: value, ())
             if copies > 1:
                 single = self._unchanged(1)
                 repeated = single.repeat(copies, *[1] * (single.ndim - 1))
@@ -288,7 +288,8 @@ class TrialRunner:
                     raise RowsInteract
         return self._clean[copies]
 
-    def _output(self, copies: int, replace: Replace, keys: Iterable[Key]) -> torch.Tensor:
+    def output(self, copies: int, replace: Replace, keys: Iterable[Key]) -> torch.Tensor:
+        """Return what is read of a run on copies of the batch, side by side, in which values are replaced."""
         model, forward = self.run.model, self.run.forward
         rows = copied_rows(self.run.batch, copies)
         inputs = self.run.inputs.rows(rows) if copies > 1 else self.run.inputs
