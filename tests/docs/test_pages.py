@@ -26,7 +26,7 @@ PAGES = {
     "language-models": 2,
     "diffusion": 4,
     "generation": 6,
-    "sequences": 8,
+    "sequences": 10,
     "graphs": 4,
     "pictures-and-words": 7,
     "answers": 3,
