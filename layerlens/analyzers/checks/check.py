@@ -29,7 +29,7 @@ from .check_gradient import check_gradient
 from .examined import Check, Counted, Examined, Found, constant, of_the_map, planned
 from .of_gradient import NO_GRADIENT, finite, parameters, precision, saturation
 from .of_map import agreement, baseline, completeness, controls, other_class, seed as other_seed, weights
-from .of_model import NOISE, batch, hooks, mode, padding, random, shared, unused
+from .of_model import NOISE, batch, hooks, hung, mode, padding, random, shared, unused
 from .of_perturbation import scaffold, shortcut
 
 CLOSED = 1e-5
@@ -233,6 +233,7 @@ def check(
         known = [one for one in method_named(method).parameters if one not in ("x", "target", "forward", "progress")]
         refuse_unknown(method, method_options or (), known)
     training = [module for module in modules_of(model) if module.training] if isinstance(model, nn.Module) else []
+    hooks_before = hung(model) if isinstance(model, nn.Module) else []
     with borrowed(model):
         inputs = as_inputs(x).named_for(model, forward)
         counted = Counted(forward, inputs.batch)
@@ -243,7 +244,7 @@ def check(
                 scorer.check(scorer.values(), scores, output)
             else:
                 asked = ["finite"]
-            examined = Examined(scorer, counted, method, method_options or {}, seed, training)
+            examined = Examined(scorer, counted, method, method_options or {}, seed, training, hooks_before)
             examined.score, examined.layers = scores.detach().double(), layers
             return _run(examined, asked, budget)
 

@@ -73,14 +73,15 @@ class Examined:
         options: options of the method.
         seed: seed of random draws.
         training: modules that were in train mode.
+        hung: hooks that hung on the model, see `of_model.hung`.
     """
 
     def __init__(
         self, scorer: Scorer, counted: Counted, method: str | Explain, options: Mapping[str, Any], seed: int,
-        training: list[nn.Module],
+        training: Sequence[nn.Module] = (), hung: Sequence[Any] = (),
     ) -> None:  # fmt: skip
         self.scorer, self.counted, self.seed, self.training = scorer, counted, seed, training
-        self.method, self.options = method, options
+        self.method, self.options, self.hung = method, options, list(hung)
         self.model, self.inputs, self.target = scorer.model, scorer.inputs, scorer.target
         self.layers: Selection = ()
         self.gradient: GradientCheck | None = None

@@ -214,7 +214,7 @@ def precision(examined: Examined) -> Found:
         return "fine", "the model computes in float64"
     if twin is None:
         return "unclear", reason, "rounding cannot be separated from the rest", "check(model.double(), x.double())"
-    exact = Examined(twin, examined.counted, examined.method, examined.options, examined.seed, [])
+    exact = Examined(twin, examined.counted, examined.method, examined.options, examined.seed)
     off = float(((exact.score - examined.score).abs() / exact.scale).max())
     flat = [torch.cat([one.double().flatten(1) for one in e.slopes.values()], dim=1) for e in (examined, exact)]
     rank = 1.0 if all(not bool(one.any()) for one in flat) else float(spearman(*flat).min())

@@ -6,14 +6,14 @@ import contextlib
 import functools
 from collections import OrderedDict
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 from layerlens.analyzers.common.leaves.padding import of_one_length
 from layerlens.analyzers.common.null_model import with_parameters
-from layerlens.analyzers.common.scorer import Leaves
+from layerlens.analyzers.common.scorer import Leaves, gradients
 from layerlens.analyzers.common.statistics import nearly_equal
 from layerlens.inputs.inputs import Inputs
 from layerlens.inputs.sequences import sequences
@@ -29,6 +29,16 @@ MOST = 16
 
 FORWARD = ("_forward_hooks", "_forward_pre_hooks")
 BACKWARD = ("_backward_hooks", "_backward_pre_hooks")
+
+
+class Hung(NamedTuple):
+    """A hook: where it hangs, the object and its dict that hold it, its key there, and its name."""
+
+    path: str
+    owner: Any
+    kind: str
+    key: int
+    name: str
 
 
 def unused(examined: Examined) -> Found:
@@ -244,42 +254,47 @@ def _cut(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     return tensor[:, kept.to(tensor.device)] if along_places else tensor
 
 
+def hung(model: nn.Module) -> list[Hung]:
+    """Return the hooks of the layers, and those of torch for every layer, before a run: some models add their own then.
+
+    Args:
+        model: any module.
+    """
+    owners: list[tuple[str, Any, str]] = [
+        (path or "the model itself", one, kind) for path, one in model.named_modules() for kind in (*FORWARD, *BACKWARD)
+    ]
+    owners += [("every layer", nn.modules.module, f"_global{kind}") for kind in (*FORWARD, *BACKWARD)]
+    return [
+        Hung(path, owner, kind, key, getattr(hook, "__qualname__", type(hook).__name__))
+        for path, owner, kind in owners
+        for key, hook in (getattr(owner, kind, None) or {}).items()
+    ]
+
+
 def hooks(examined: Examined) -> Found:
     """Hooks that hang on layers and weights, and what they change."""
-    modules = dict(examined.model.named_modules())
-    hung = [
-        f"{path or '(model)'} ({_name(hook)})"
-        for path, one in modules.items()
-        for kind in (*FORWARD, *BACKWARD)
-        for hook in getattr(one, kind, {}).values()
-    ]
-    weights = [
-        f"{name} ({_name(hook)})"
-        for name, one in examined.model.named_parameters()
-        for hook in (one._backward_hooks or {}).values()
-    ]
-    replaced = [f"{path or '(model)'} (forward replaced)" for path, one in modules.items() if "forward" in vars(one)]
-    every = [*hung, *weights, *replaced]
+    found: list[Hung] = examined.hung
+    weights = [name for name, one in examined.model.named_parameters() if one._backward_hooks]
+    replaced = [path or "the model itself" for path, one in examined.model.named_modules() if "forward" in vars(one)]
+    every = [f"{one.path} ({one.name})" for one in found] + [f"{name} (a hook of its gradient)" for name in weights]
+    every += [f"{path} (forward replaced)" for path in replaced]
     if not every:
         return "fine", "no hooks hang on the model"
-    if not hung:
-        return (
-            "worth knowing",
-            f"found on {named(every)}",
-            "the layer, or its gradient, is not what its class says",
-            "remove it, and check again",
-        )
+    if not found:
+        means = "the layer, or its gradient, is not what its class says"
+        return "worth knowing", f"found on {named(every)}", means, "remove it, and check again"
     states, score = generator_states(), examined.run()
     slopes = examined.slopes if examined.differentiable else {}
-    with _without(list(modules.values()), (*FORWARD, *BACKWARD)):
+    with _without(found):
         restore_generators(states)
         off = float(((examined.run() - score).abs() / examined.scale).max())
     turned = False
-    if slopes and any(getattr(one, kind, None) for one in modules.values() for kind in BACKWARD):
-        with _without(list(modules.values()), BACKWARD):
+    backward = [one for one in found if one.kind.endswith(BACKWARD)]
+    if slopes and backward:
+        with _without(backward):
             restore_generators(states)
-            fresh = Examined(examined.scorer, examined.counted, examined.method, {}, examined.seed, [])
-            turned = not all(torch.allclose(fresh.slopes[name], own, rtol=1e-3) for name, own in slopes.items())
+            bare = gradients(examined.scorer, examined.values)[1]
+        turned = not all(torch.allclose(bare[name], own, rtol=1e-3) for name, own in slopes.items())
     text = f"hooks on {named(every)}; without them the score differs by {off:.2g} of itself"
     if turned:
         return (
@@ -298,21 +313,19 @@ def hooks(examined: Examined) -> Found:
     return "worth knowing", text, "the hooks only look, for this input", "nothing, if you put them there"
 
 
-def _name(hook: Any) -> str:
-    return getattr(hook, "__qualname__", type(hook).__name__)
-
-
 @contextlib.contextmanager
-def _without(modules: list[nn.Module], kinds: tuple[str, ...]) -> Iterator[None]:
+def _without(found: list[Hung]) -> Iterator[None]:
     """Take hooks off within a `with` block; the very dicts come back."""
-    kept = [(one, kind, getattr(one, kind)) for one in modules for kind in kinds if hasattr(one, kind)]
+    kept = {(id(one.owner), one.kind): (one.owner, one.kind, getattr(one.owner, one.kind)) for one in found}
+    gone = {(id(one.owner), one.kind, one.key) for one in found}
     try:
-        for one, kind, _ in kept:
-            setattr(one, kind, OrderedDict())
+        for owner, kind, own in kept.values():
+            left = {key: hook for key, hook in own.items() if (id(owner), kind, key) not in gone}
+            setattr(owner, kind, OrderedDict(left))
         yield
     finally:
-        for one, kind, own in kept:
-            setattr(one, kind, own)
+        for owner, kind, own in kept.values():
+            setattr(owner, kind, own)
 
 
 def shared(examined: Examined) -> Found:

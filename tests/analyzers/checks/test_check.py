@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from layerlens import Lens, check, errors, load
+from layerlens.demo import efficientnet
 from tests.cases import CASES, normal
 from tests.snapshot import Snapshot
 
@@ -250,6 +251,12 @@ def test_hooks_are_named_and_come_back():
         found["hooks"].severity == "serious" and "0 (" in found["hooks"].measured and "1 (" in found["hooks"].measured
     )
     assert [dict(one._forward_hooks) for one in model] == before
+    handle = nn.modules.module.register_module_forward_hook(lambda module, args, output: output * 2)
+    try:
+        everywhere = check(mlp(), normal(2, 6), target=0, checks="hooks")["hooks"]
+    finally:
+        handle.remove()
+    assert everywhere.severity == "worth knowing" and "every layer" in everywhere.measured
     one = mlp()
     one[1].register_forward_hook(lambda module, args, output: output + 0.5)
     assert check(one, normal(2, 6), target=0, checks="hooks")["hooks"].severity == "worth knowing"
@@ -336,6 +343,14 @@ def test_no_false_alarm_of_any_check(name):
     found = check(case.build(), case.example(), target=case.target)
     assert not found.of("serious"), found
     assert name == "vae" or not found.of("unclear"), found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not efficientnet.available(), reason="the weights come with the demo extra")
+def test_no_false_alarm_on_a_trained_network():
+    x = efficientnet.preprocess(efficientnet.photographs()["chelsea"]).reshape(1, 3, 224, 224)
+    found = check(efficientnet.load_efficientnet(), x)
+    assert not found.of("serious") and not found.of("unclear"), found
 
 
 def test_cost_budget_and_what_was_not_run():
