@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -30,7 +31,7 @@ def strided(strides: Sequence[int] = STRIDES) -> Map:
     """Relevance at several resolutions, each positive part with sum 1, added up: from one sweep."""
 
     def read(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
-        layers = {stride: last_of(model, x, stride) for stride in strides if stride > 1}
+        layers = {stride: last_of(model, x.shape[2:], stride) for stride in strides if stride > 1}
         found = relevance(model, x, target=target, rules="epsilon_plus", layers=[*layers.values()])
         total = torch.zeros(1, *x.shape[2:])
         for stride in strides:
@@ -45,9 +46,10 @@ def strided(strides: Sequence[int] = STRIDES) -> Map:
     return read
 
 
-def last_of(model: nn.Module, x: torch.Tensor, stride: int) -> str:
-    """The last block whose output has a stride: of the layers that are lists of blocks."""
-    size = tuple(-(-side // stride) for side in x.shape[2:])
+@functools.cache
+def last_of(model: nn.Module, sides: torch.Size, stride: int) -> str:
+    """The last block of an image classifier whose output has a stride."""
+    size = tuple(-(-side // stride) for side in sides)
     found: list[str] = []
     hooks = [
         block.register_forward_hook(
@@ -58,7 +60,7 @@ def last_of(model: nn.Module, x: torch.Tensor, stride: int) -> str:
     ]
     try:
         with torch.no_grad():
-            model(x)
+            model(torch.zeros(1, 3, *sides))
     finally:
         for hook in hooks:
             hook.remove()
@@ -66,12 +68,12 @@ def last_of(model: nn.Module, x: torch.Tensor, stride: int) -> str:
 
 
 def views(of: Map) -> Map:
-    """The mean over the picture, its mirror image and its four corners."""
+    """The sum over the picture and its four corners."""
 
-    def mean(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+    def total_of(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
         side = x.shape[2]
         cut = int(CORNER * side)
-        total = of(model, x, target) + of(model, x.flip(3), target).flip(2)
+        total = of(model, x, target).clone()
         for top in (0, side - cut):
             for left in (0, side - cut):
                 part = F.interpolate(x[:, :, top : top + cut, left : left + cut], (side, side), mode="bilinear")
@@ -79,7 +81,7 @@ def views(of: Map) -> Map:
                 total[:, top : top + cut, left : left + cut] += values * (side / cut) ** 2
         return total
 
-    return mean
+    return total_of
 
 
 def posterior(masks: int, prior: Map) -> Map:

@@ -101,3 +101,21 @@ def test_a_table_is_made_of_stored_numbers(tmp_path, monkeypatch, capsys):
     assert lines["relevance z+"].endswith("| 20 |") and lines["grad_cam"].endswith("| 17 |")
     image_report.table("lite1")
     assert capsys.readouterr().out == ""
+
+
+def test_the_best_row_for_a_price_is_chosen_on_the_third_for_tuning(tmp_path, monkeypatch, capsys):
+    methods = ["relevance z+", "cheap", "costly"]
+    names = [f"name{number}" for number in range(60)]
+    rows = np.zeros((60, 3, POINTS))
+    count = len(SHARES)
+    for case, name in enumerate(names):  # cheap is better than z+ on the tuning third alone
+        rows[case, 1, :count] = 0.5 if tuning(name) else -0.5
+        rows[case, 2, :count] = 0.9
+    cost = np.ones((60, 3, 2), dtype=np.float32) * np.array([2, 3, 100])[:, None]
+    stored = {"cases": np.array([f"lite0-{name}" for name in names]), "methods": np.array(methods)}
+    np.savez(tmp_path / "stored.npz", **stored, curves=rows, cost=cost, ends=np.ones((60, 3), dtype=np.float32))
+    monkeypatch.setattr(image_report, "STORED", tmp_path / "stored.npz")
+    image_report.prices()
+    lines = [line for line in capsys.readouterr().out.splitlines() if "EfficientNet" in line]
+    assert [line.split(" | ")[2] for line in lines] == ["cheap", "cheap", "cheap", "costly", "costly"]
+    assert " -0." in lines[0] and " +0." in lines[-1]
