@@ -13,7 +13,7 @@ from layerlens import relevance
 from layerlens.analyzers.common.features.baselines import gaussian_blur
 from layerlens.analyzers.generation.source_regression import fit
 
-from .image_masks import masked
+from .image_masks import LOGIT, masked
 
 STRIDES = (1, 8, 16, 32)
 """Of the pixels and of the layers at which relevance is read: the last layer of each resolution."""
@@ -84,12 +84,12 @@ def views(of: Map) -> Map:
     return total_of
 
 
-def posterior(masks: int, prior: Map) -> Map:
+def posterior(masks: int, prior: Map, score: int = LOGIT) -> Map:
     """The Bayesian regression of `explain_answer` on the scores of masks, with a map as the prior of its effects."""
 
     def estimate(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
         shared = masked(model, x, target)
-        scores = shared(masks)[:, :1]
+        scores = shared(masks)[:, score, None]
         expected = shared.masks.pooled(prior(model, x, target)).double()
         values, _, _ = fit(shared.pooled(masks).numpy(), scores.numpy(), expected.numpy())
         return shared.masks.enlarged(torch.from_numpy(values))

@@ -16,6 +16,10 @@ MASKS, CELLS = 400, 7
 """Balanced smooth masks, each followed by its complement, over a grid of so many cells, as `rise` makes them."""
 
 
+LOGIT, LOG_PROBABILITY = 0, 1
+"""The scores that are taken."""
+
+
 class Masked:
     """A picture under the first masks of one sequence.
 
@@ -54,9 +58,9 @@ class Masked:
         """The first masks at a few places in each cell, `(count, places)`."""
         return torch.cat([self.masks.pooled(self.masks(part)) for part in torch.arange(count).split(50)]).double()
 
-    def rise(self, count: int) -> torch.Tensor:
+    def rise(self, count: int, score: int = LOGIT) -> torch.Tensor:
         """The map of `rise`, `(1, height, width)`."""
-        return self.masks.enlarged(ridge_map(self.pooled(count), self(count)[:, :1])[0])
+        return self.masks.enlarged(ridge_map(self.pooled(count), self(count)[:, score, None])[0])
 
 
 @functools.lru_cache(maxsize=1)

@@ -16,7 +16,7 @@ from layerlens.analyzers.faithfulness import controls
 from layerlens.rules import Gamma, Part
 
 from .image_candidates import posterior, strided, views
-from .image_masks import masked
+from .image_masks import LOG_PROBABILITY, LOGIT, masked
 
 Map = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
 
@@ -72,9 +72,9 @@ def ranked(*parts: Map) -> Map:
     return mean
 
 
-def rise(samples: int) -> Map:
+def rise(samples: int, score: int = LOGIT) -> Map:
     """RISE, from masks that the rows share."""
-    return lambda model, x, target: masked(model, x, target).rise(samples)
+    return lambda model, x, target: masked(model, x, target).rise(samples, score)
 
 
 def partition(samples: int) -> Map:
@@ -114,6 +114,13 @@ METHODS: dict[str, Map] = {
     "198 masks, prior of strides 1 to 32": posterior(198, strided()),
     "48 masks and prior, and z+, mean rank": ranked(posterior(48, strided()), rules("epsilon_plus")),
     "198 masks and prior, and z+, mean rank": ranked(posterior(198, strided()), rules("epsilon_plus")),
+    "48 masks, prior, log-probability": posterior(48, strided(), LOG_PROBABILITY),
+    "198 masks, prior, log-probability": posterior(198, strided(), LOG_PROBABILITY),
+    "198 masks, prior, log-probability, and z+, mean rank": ranked(
+        posterior(198, strided(), LOG_PROBABILITY), rules("epsilon_plus")
+    ),
+    "198 masks, prior of z+, log-probability": posterior(198, summed(rules("epsilon_plus")), LOG_PROBABILITY),
+    "rise, 200 masks, log-probability": rise(200, LOG_PROBABILITY),
     "rise, 400 masks": rise(400),
     "SHAP partition, 500 passes": partition(500),
     "integrated_gradients, blur": by("integrated_gradients", baseline="blur"),
@@ -152,7 +159,9 @@ FIRST = ("relevance z+", "grad_cam", "rise, 50 masks", "z+ and rise 50, mean ran
          "control: Sobel edges", "control: center")  # fmt: skip
 """What is measured on every picture before the others are."""
 
-CANDIDATES = tuple(name for name in METHODS if any(word in name for word in ("stride", "views", "prior")))
+CANDIDATES = tuple(
+    name for name in METHODS if any(word in name for word in ("stride", "views", "prior", "probability"))
+)
 """What may become a better default, next."""
 
 SECOND = ("rise, 200 masks", "SHAP partition, 500 passes", "rise, 400 masks", "relevance gamma .05, 8 noisy copies",
