@@ -16,6 +16,7 @@ from .figures.feature_bars import feature_bars as feature_bars
 from .figures.feature_gallery import feature_gallery as feature_gallery
 from .figures.feature_visualization import feature_visualization as feature_visualization
 from .figures.gradient_flow import gradient_flow as gradient_flow
+from .figures.graph_html import graph_html as graph_html
 from .figures.group_effects import group_effects as group_effects
 from .figures.heatmap import heatmap as heatmap
 from .figures.influence import influence as influence

@@ -174,6 +174,7 @@ NO_PLOT = {
     "thumbnail",
     "tokens_html",
     "sources_html",
+    "graph_html",
 }
 QUICK = {
     ("Attribution", "heatmap"),

@@ -68,12 +68,12 @@ def attribution_graph(
     nodes = [name for name in (*found.nodes, "score") if name in named]
     layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
     columns = list(dict.fromkeys(layers.get(name, "score") for name in nodes))
-    shown, shared = _short_names(nodes, [*found.inputs, "score"])
+    shown, shared = short_names(nodes, [*found.inputs, "score"])
     sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
     sizes["score"] = float(found.score.mean())
     with Canvas(width=width, ax=ax) as canvas:
         pitch = 0.92 * canvas.width / len(columns)
-        places = _places([(name, columns.index(layers.get(name, "score"))) for name in nodes], shown, pitch)
+        places = place_nodes([(name, columns.index(layers.get(name, "score"))) for name in nodes], shown, pitch)
         notes = [f"{len(edges)} of {len(found.edges())} edges; thickness: relevance; red positive, blue negative"]
         notes += [f"names begin with {shared}"] * bool(shared)
         canvas.title(title, f"{words(found.method)}, {found.target}", "; ".join(notes))
@@ -88,8 +88,8 @@ def attribution_graph(
         )
 
 
-def _short_names(nodes: list[str], whole: list[str]) -> tuple[dict[str, str], str]:
-    """The names without the dotted beginning that all parts share, and that beginning."""
+def short_names(nodes: list[str], whole: list[str]) -> tuple[dict[str, str], str]:
+    """Return the names without the dotted beginning that all parts share, and that beginning."""
     parts = [name.split(".") for name in nodes if name not in whole]
     shared = 0
     while parts and all(len(part) > shared + 1 and part[shared] == parts[0][shared] for part in parts):
@@ -98,8 +98,8 @@ def _short_names(nodes: list[str], whole: list[str]) -> tuple[dict[str, str], st
     return {name: name if name in whole else name.removeprefix(start) for name in nodes}, start
 
 
-def _places(nodes: list[tuple[str, int]], shown: dict[str, str], pitch: float) -> dict[str, tuple[int, int]]:
-    """Column and row of each node: the row nearest to the middle in which its name has room.
+def place_nodes(nodes: list[tuple[str, int]], shown: dict[str, str], pitch: float) -> dict[str, tuple[int, int]]:
+    """Return the column and row of each node: the row nearest to the middle in which its name has room.
 
     Args:
         nodes: names and columns, in order of execution.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from layerlens.errors import OptionError, need, suggestion
+from layerlens.errors import OptionError, ResultFileError, need, suggestion
+from layerlens.files import no_place, whole
 
-from ..base import numbers
+from ..base import figures, numbers
 from .explained import Explained
 from .ledger import Ledger
 
@@ -183,6 +186,34 @@ class AttributionGraph(Explained):
             MissingPackage: when pandas is not installed.
         """
         return need("pandas", "to_pandas").DataFrame(self.edges(), columns=["from", "to", "relevance"])
+
+    def to_html(self, path: str | os.PathLike[str], *, count: int = 120) -> Path:
+        """Write a page with the graph, whose nodes and edges say what they are under the pointer.
+
+        It has no script, loads nothing, and is light or dark as the reader's browser is.
+
+        Args:
+            path: file to write.
+            count: number of edges, those of the largest size.
+
+        Returns:
+            The path written.
+
+        Raises:
+            OptionError: if `count` is below 1.
+            PlotError: if the graph has no edge, or values are not finite.
+            ResultFileError: if the folder does not exist.
+        """
+        path = Path(path)
+        if why := no_place(path):
+            raise ResultFileError(f"cannot save to {path}: {why}")
+        page = (
+            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+            f"<title>An attribution graph</title></head><body>{figures().graph_html(self, count=count)}</body></html>"
+        )
+        with whole(path) as file:
+            file.write(page.encode())
+        return path
 
     def numpy(self) -> Any:
         """The edges, `(receivers, nodes, batch)`, as a numpy array."""

@@ -1,0 +1,114 @@
+"""An attribution graph as a fragment of HTML, whose nodes and edges say what they are under the pointer."""
+
+from __future__ import annotations
+
+import html
+from typing import Final
+
+from layerlens.errors import PlotError, check_count
+from layerlens.results import AttributionGraph
+from layerlens.signatures import public
+
+from .. import style
+from ..drawing.images import finite_array
+from ..words import words
+from .attribution_graph import LETTER, place_nodes, short_names
+
+PITCH, ROW, WIDE = 96, 28, 7.2
+"""Pixels from column to column, from row to row, and of a letter."""
+
+RED, BLUE = "#D6604D", "#4393C3"
+"""Colors that can be seen on white and on black."""
+
+LOOK: Final = (
+    ".lg text{font:12px sans-serif;fill:CanvasText;stroke:Canvas;stroke-width:3px;paint-order:stroke}"
+    ".lg path{fill:none;opacity:.6}.lg path:hover{opacity:1}.lg circle{stroke:CanvasText;stroke-width:.6}"
+    ".lg g:hover text{font-weight:bold}"
+)
+
+
+@public
+def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None = None) -> str:
+    """Write the largest edges of an attribution graph as HTML: the inputs at the left, the score at the right.
+
+    It is an SVG that has no script and loads nothing. Under the pointer a node shows its name, its relevance, the share
+    of the score and its largest edges, and the edges of other nodes fade; an edge shows what it carries. Colors and
+    letters are drawn on the paper of the page, light or dark. In a notebook: `IPython.display.HTML(graph_html(graph))`.
+
+    Args:
+        found: result of `attribution_graph`, perhaps pruned.
+        count: number of edges, those of the largest size.
+        title: None for the method and the target, `""` for none.
+
+    Returns:
+        A `<div>` with its own styles.
+
+    Raises:
+        OptionError: if `count` is below 1.
+        PlotError: if the graph has no edge, or values are not finite.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> import layerlens
+        >>> net = nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 1))
+        >>> page = graph_html(layerlens.attribution_graph(net, torch.ones(1, 2), ["1"], target=0))
+        >>> page.count("<circle"), "<script" in page
+        (3, False)
+    """
+    check_count("count", count)
+    finite_array(found.sent, "the edges")
+    finite_array(found.relevance, "the relevance of the nodes")
+    every = found.edges()
+    edges = every[:count]
+    if not edges:
+        raise PlotError("every edge of the graph is zero, or pruned: prune less, or take another target.")
+    named = {name for edge in edges for name in edge[:2]}
+    nodes = [name for name in (*found.nodes, "score") if name in named]
+    layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
+    columns = list(dict.fromkeys(layers.get(name, "score") for name in nodes))
+    shown, shared = short_names(nodes, [*found.inputs, "score"])
+    at = [(name, columns.index(layers.get(name, "score"))) for name in nodes]
+    places = place_nodes(at, shown, PITCH * LETTER / WIDE)
+    lowest = min(row for _, row in places.values())
+    where = {name: (20 + PITCH * column, 24 + ROW * (row - lowest)) for name, (column, row) in places.items()}
+    numbers = {name: place for place, name in enumerate(nodes)}
+    sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
+    score = sizes["score"] = float(found.score.mean())
+    largest, top = max(abs(value) for *_, value in edges), max(abs(sizes[name]) for name in nodes) or 1.0
+
+    def of(value: float) -> str:
+        return f"{style.number(value)} ({100 * value / score:.1f}% of the score)" if score else style.number(value)
+
+    drawn = []
+    for sender, receiver, value in reversed(edges):
+        (x, y), (u, v) = where[sender], where[receiver]
+        bend = 14 if y == v and u - x > PITCH else 0
+        curve = f"M{x} {y}Q{(x + u) / 2:g} {(y + v) / 2 - bend:g} {u} {v}"
+        look = f'stroke="{RED if value > 0 else BLUE}" stroke-width="{0.6 + 6 * abs(value) / largest:.1f}"'
+        drawn.append(
+            f'<path class="e n{numbers[sender]} n{numbers[receiver]}" d="{curve}" {look}>'
+            f"<title>{html.escape(f'{sender} → {receiver}: {of(value)}')}</title></path>"
+        )
+    for name in nodes:
+        x, y = where[name]
+        own = [edge for edge in edges if name in edge[:2]][:12]
+        lines = [f"{name}: {of(sizes[name])}", *(f"{one} → {two}: {style.number(value)}" for one, two, value in own)]
+        radius = 3 + 6 * (abs(sizes[name]) / top) ** 0.5
+        drawn.append(
+            f'<g class="k{numbers[name]}"><title>{html.escape(chr(10).join(lines))}</title><circle cx="{x}" cy="{y}" '
+            f'r="{radius:.1f}" fill="{RED if sizes[name] > 0 else BLUE}"/><text x="{x + radius + 3:.1f}" y="{y + 4}">'
+            f"{html.escape(shown[name])}</text></g>"
+        )
+    fade = "".join(f".lg:has(.k{place}:hover) .e:not(.n{place}){{opacity:.06}}" for place in numbers.values())
+    wide = 40 + PITCH * (len(columns) - 1) + int(WIDE * max(len(text) for text in shown.values()))
+    high = max(y for _, y in where.values()) + 24
+    notes = [f"{len(edges)} of {len(every)} edges; width: relevance; red positive, blue negative"]
+    notes += [f"names begin with {shared}"] * bool(shared)
+    heading = f"{words(found.method)}, {found.target}" if title is None else title
+    return (
+        f'<div style="font:14px sans-serif"><style>{LOOK}{fade}</style><div>{html.escape(heading)}</div>'
+        f"<div><small>{html.escape('; '.join(notes))}</small></div>"
+        f'<div style="overflow:auto"><svg class="lg" role="img" width="{wide}" height="{high}" '
+        f'viewBox="0 0 {wide} {high}">{"".join(drawn)}</svg></div></div>'
+    )
