@@ -45,7 +45,9 @@ def test_nodes_and_edges_say_what_they_carry(graph, tmp_path):
 
 
 def test_names_are_escaped_and_what_cannot_be_drawn_is_said(graph, tmp_path):
-    named = dataclasses.replace(graph, nodes=("input", "<b>", "last"), layers=("input", "<b>", "last"))
+    names = ("input", "<b>", "last")
+    receivers = tuple("<b>" if name == "first" else name for name in graph.receivers)
+    named = dataclasses.replace(graph, nodes=names, layers=names, receivers=receivers)
     assert "<b>" not in plotting.graph_html(named) and "&lt;b&gt; → last" in plotting.graph_html(named)
     assert plotting.graph_html(graph, count=1).count("<path") == 1
     with pytest.raises(errors.PlotError, match="every edge of the graph is zero"):
