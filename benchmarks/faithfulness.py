@@ -24,10 +24,10 @@ import torch
 
 from .image_curves import Curves
 from .image_masks import masked
-from .image_methods import CANDIDATES, CONTROLS, FIRST, METHODS, SECOND, Map
+from .image_methods import CANDIDATES, CONTROLS, FIRST, METHODS, RIVALS, SECOND, Map
 from .image_pictures import Job, jobs
 
-ORDER = [(network, names) for network in ("lite0", "lite1", "lite2") for names in (FIRST, CANDIDATES, SECOND)]
+ORDER = [(network, names) for network in ("lite0", "lite1", "lite2") for names in (FIRST, RIVALS, CANDIDATES, SECOND)]
 ORDER += [("digits", None), ("lite0", None)]
 """What is measured, in this order: the table is useful at any time. Only Lite0 and the digits get every row."""
 

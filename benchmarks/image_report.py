@@ -11,13 +11,12 @@ import numpy as np
 import torch
 
 from .image_curves import FILLS, POINTS, gains
-from .image_methods import CONTROLS, METHODS
+from .image_methods import CONTROLS, METHODS, RIVALS
 from .image_pictures import NETWORKS, tuning
 from .picture_packages import PACKAGES
 
 STORED = Path(__file__).with_name("faithfulness.npz")
 REFERENCE = "relevance z+"
-RIVALS = (REFERENCE, "grad_cam", "rise, 400 masks", "SHAP partition, 500 passes")
 PRICES = (3, 10, 50, 200, 500)
 """Passes that a method may take."""
 
