@@ -114,6 +114,16 @@ def ranks(numbers: Numbers, ablation: str) -> str:
     )
 
 
+def with_exact(numbers: Numbers) -> str:
+    """Return the correlation of scores with those of exact patching, over parts."""
+    known = [name for name in NAMES if f"{name} scores/{EXACT}" in numbers]
+    rows = []
+    for way in (OURS, EAP, LONG, "attribution patching", "relevance patching (attn)", "relevance patching (cp)"):
+        pairs = [(numbers[f"{name} scores/{way}"], numbers[f"{name} scores/{EXACT}"]) for name in known]
+        rows.append([way, *(f"{np.corrcoef(*pair)[0, 1]:.2f}" for pair in pairs)])
+    return table(["way", *(NAMES[name] for name in known)], rows)
+
+
 def cost(numbers: Numbers) -> str:
     """Return what each way takes."""
     seconds = np.median(numbers["cost/seconds"], axis=1)
@@ -153,21 +163,26 @@ def report(numbers: Numbers) -> str:
             heads(numbers),
             f"\n{overlap(numbers)} The first by contribution: {', '.join(numbers['heads/names'][:5].tolist())}.",
         ]
-    parts.append("\n## Rank correlation with taking each part out\n")
+    parts += [
+        "\n## Taking each part out alone\n",
+        "Pearson's r over parts of the scores of a way with those of exact patching (on fewer pairs):\n",
+        with_exact(numbers),
+        "",
+    ]
     for ablation, what in (("zero", "by zeros"), ("resample", "by its corrupted value")):
-        if any(key.startswith("ranks ") for key in numbers):
+        if any(key.startswith("ranks ") and key.endswith(ablation) for key in numbers):
             parts += [
                 f"Spearman's, over parts, with what the score loses when one part is replaced {what}: mean over "
                 "samples (their number in the head) with its standard error. Every second part of SmolLM2, every "
-                "fourth of the others.\n",
+                "eighth of the others.\n",
                 ranks(numbers, ablation),
                 "",
             ]
     if "cost/ways" in numbers:
         parts += [
             "## Cost\n",
-            "SmolLM2, 5 tokens, one thread, on a busy machine: median processor time, each way in turn with one gradient "
-            "of the same score by plain torch (forward and backward).\n",
+            "SmolLM2, 5 tokens, one thread, on a busy machine: median processor time, each way in turn with one "
+            "gradient of the same score by plain torch (forward and backward).\n",
             cost(numbers),
         ]
     return "\n".join(parts).rstrip() + "\n"

@@ -12,11 +12,12 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from layerlens import Lens, contrast
+from layerlens.demo import efficientnet
 from tests.real_models import file_of
 
+from .circuit_pictures import Case, photographs
 from .circuit_tasks import Pairs
 from .circuit_ways import Site, Subject
-from .image_pictures import Case, load_model, photographs
 
 BLOCKS = (4, 8, 11, 15)
 """The blocks of EfficientNet-Lite0 whose output channels are parts."""
@@ -46,8 +47,13 @@ def language(lens: Lens, pairs: Pairs) -> Subject:
 
 
 @functools.cache
+def _network() -> nn.Module:
+    return efficientnet.load_efficientnet()
+
+
+@functools.cache
 def _photographs() -> list[Case]:
-    return list(photographs())
+    return list(photographs(_network()))
 
 
 def pictures(start: int, stop: int) -> Subject:
@@ -58,14 +64,14 @@ def pictures(start: int, stop: int) -> Subject:
         stop: the pair after the last.
     """
     every = _photographs()
-    x, classes = torch.cat([case[2] for case in every]), [case[3] for case in every]
+    x, classes = torch.cat([case[1] for case in every]), [case[2] for case in every]
     generator, pairs = torch.Generator().manual_seed(0), list[tuple[int, int]]()
     for place in torch.randperm(len(every), generator=generator).tolist():
         others = [other for other in range(len(every)) if every[other][0] != every[place][0]
                   and classes[other] != classes[place]]  # fmt: skip
         pairs.append((place, others[int(torch.randint(len(others), (1,), generator=generator))]))
     pairs = pairs[start:stop]
-    lens, clean, corrupted = Lens(load_model()), *(x[list(side)] for side in zip(*pairs, strict=True))
+    lens, clean, corrupted = Lens(_network()), *(x[list(side)] for side in zip(*pairs, strict=True))
     words = torch.tensor([[classes[one], classes[other]] for one, other in pairs])
     with torch.no_grad():
         channels = {f"_blocks.{number}": 0 for number in BLOCKS}

@@ -3,7 +3,8 @@
 python -m benchmarks.circuits FOLDER [EXPERIMENT ...]   (about 40 minutes of one core; can be stopped and resumed)
 
 Measures what FOLDER does not hold yet, keeps the numbers of every pair in benchmarks/circuits.npz, and writes
-benchmarks/circuits.md. With names of experiments it only measures these, so that several processes can share the work.
+benchmarks/circuits.md. With names of experiments it only measures these, so that several processes can share the work;
+"report" packs and writes what there is.
 The models are SmolLM2-135M-Instruct, EfficientNet-Lite0 and a text reader with LSTMs (requirements-models.txt).
 """
 
@@ -125,7 +126,7 @@ def other(folder: Path, name: str) -> None:
         parts = [measure_ranks(cut(task, 0, 8), "attn", 2) for task in ("names", "capitals")]
         save(path, {way: np.concatenate([one[way] for one in parts]) for way in parts[0]})
     else:
-        save(path, measure_ranks(cut(name.removeprefix("ranks "), 0, 8), "auto", 4))
+        save(path, measure_ranks(cut(name.removeprefix("ranks "), 0, 6), "auto", 8))
 
 
 def measure(folder: Path, name: str) -> None:
@@ -145,10 +146,16 @@ def main(folder: str, *names: str) -> None:
     torch.set_num_threads(1)
     Path(folder).mkdir(parents=True, exist_ok=True)
     for name in names or EXPERIMENTS:
-        measure(Path(folder), name)
-    if not names:
+        if name != "report":
+            measure(Path(folder), name)
+    if not names or "report" in names:
         files = sorted(Path(folder).glob("*.npz"))
-        save(PACKED, {f"{file.stem}/{key}": values for file in files for key, values in np.load(file).items()})
+        packed = {f"{file.stem}/{key}": values for file in files for key, values in np.load(file).items()}
+        for path in sorted(Path(folder).glob("*.json")):
+            for way, found in json.loads(path.read_text()).items():
+                ordered_by_name = [found[name] for name in sorted(found)]
+                packed[f"{path.stem} scores/{way}"] = np.array(ordered_by_name, dtype=np.float32)
+        save(PACKED, packed)
         PACKED.with_suffix(".md").write_text(report(dict(np.load(PACKED))))
 
 
