@@ -1,4 +1,4 @@
-"""The command line: `python -m layerlens demo`, `python -m layerlens report`."""
+"""The command line: `python -m layerlens demo`, `report` and `explore`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,7 @@ def parser() -> argparse.ArgumentParser:
     commands = top.add_subparsers(dest="command", required=True, metavar="command")
     _demo_options(commands)
     _report_options(commands)
+    _explore_options(commands)
     return top
 
 
@@ -73,17 +74,39 @@ def _report_options(commands: Any) -> None:
         description="Look into a model of yours and write one self-contained HTML page: what was run, checks, "
         "relevance and saliency of each input, profiles by layer.",
     )
+    _subject_options(report, "report.html", "one for all or one per sample")
     add = report.add_argument
+    add("--method", nargs="+", help="saliency methods shown next to relevance (default: auto integrated_gradients)")
+    add("--no-controls", action="store_true", help="leave out the comparison with controls, the slowest part")
+    report.set_defaults(run=_report)
+
+
+def _explore_options(commands: Any) -> None:
+    explore = commands.add_parser(
+        "explore",
+        help="one HTML page to look around in a model of yours with the mouse",
+        description="Look into a model of yours and write one self-contained HTML page: layers, units, tokens, heads "
+        "and the ledger of each input, to be opened with mouse or keyboard.",
+    )
+    _subject_options(explore, "explorer.html", "each for all samples")
+    add = explore.add_argument
+    add("--method", nargs="+", help="saliency methods to compare relevance with (default: gradient)")
+    add("--units", type=int, default=12, help="units of a layer whose maps are shown (default: 12)")
+    explore.set_defaults(run=_explore)
+
+
+def _subject_options(parser: argparse.ArgumentParser, out: str, targets: str) -> None:
+    """Add the options that say what is looked at: model, inputs, targets, and where the page goes."""
+    add = parser.add_argument
     add("--model", required=True, metavar="MODULE:FACTORY", help="a function that returns the model, or the model")
     add("--input", required=True, type=Path, nargs="+", metavar="FILE",
         help="pictures (.png .jpg), arrays (.npy .npz .safetensors; each file a batch, several arrays in one are "
         "keyword arguments), or texts (.txt)")  # fmt: skip
-    add("--out", type=Path, default=Path("report.html"), help="the page (default: report.html)")
+    add("--out", type=Path, default=Path(out), help=f"the page (default: {out})")
     add("--target", nargs="+",
-        help="what to explain, one for all or one per sample: a class name or index, a place (=-1,5), the next "
+        help=f"what to explain, {targets}: a class name or index, a place (=-1,5), the next "
         "token of a text, or module:function of the output (default: the predicted class)")  # fmt: skip
     add("--class-names", type=Path, metavar="FILE", help="names of the classes, one per line")
-    add("--method", nargs="+", help="saliency methods shown next to relevance (default: auto integrated_gradients)")
     add("--layers", nargs="+", help="layers by path or glob (default: the blocks)")
     add("--tokenizer", metavar="MODULE:FACTORY", help="for texts: a function that returns the tokenizer")
     add("--size", type=int, nargs="+", metavar="PIXELS", help="size of pictures: one number, or height and width")
@@ -98,8 +121,6 @@ def _report_options(commands: Any) -> None:
     add("--channels", type=int, choices=(1, 3), default=3, help="channels of pictures (default: 3)")
     add("--single", action="store_true", help="array files have one sample each, without the batch axis")
     add("--title", help="title of the page")
-    add("--no-controls", action="store_true", help="leave out the comparison with controls, the slowest part")
-    report.set_defaults(run=_report)
 
 
 def _demo(arguments: argparse.Namespace) -> int:
@@ -130,27 +151,11 @@ def _demo(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from torch import nn
-
-    from .lens import Lens
     from .report import build, write
-    from .report.files import Preparation, read_inputs
     from .report.page import check_place
 
     check_place(arguments.out)
-    for path in (*arguments.input, arguments.class_names):
-        if path is not None and same_file(path, arguments.out):
-            raise OptionError(
-                f"--out {arguments.out} is an input, which it would replace; give another, --out report.html."
-            )
-    names = None if arguments.class_names is None else _lines(arguments.class_names)
-    prepare = Preparation(_size(arguments.size), arguments.mean, arguments.std, arguments.channels)
-    prepare.check()
-    tokenizer = None if arguments.tokenizer is None else create(arguments.tokenizer, "the tokenizer")
-    inputs, labels = read_inputs(arguments.input, prepare, tokenizer, single=arguments.single)
-    model = create(arguments.model, "the model", nn.Module)
-    lens = Lens(model, class_names=names, tokenizer=tokenizer)
-    targets = [parse_target(text, names, tokenizer is not None) for text in arguments.target or ()]
+    lens, inputs, labels, targets = _subject(arguments)
     options = {"methods": arguments.method} if arguments.method else {}
     found = build(
         lens, inputs, targets[0] if len(targets) == 1 else targets or None, path=arguments.out, labels=labels,
@@ -163,6 +168,48 @@ def _report(arguments: argparse.Namespace) -> int:
     for finding in found.findings:
         print(f"  {finding}")
     return 0
+
+
+def _explore(arguments: argparse.Namespace) -> int:
+    from .report.page import check_file
+
+    check_file(arguments.out)
+    lens, inputs, labels, targets = _subject(arguments)
+    options = {"methods": arguments.method} if arguments.method else {}
+    found = lens.explore(
+        inputs, targets=targets or None, layers=arguments.layers, labels=labels, title=arguments.title,
+        units=arguments.units, **options,
+    )  # fmt: skip
+    path = found.save(arguments.out)
+    size = path.stat().st_size / 2**20
+    print(f"{path}: {size:.1f} MiB; {', '.join(found.views)}; {len(found.warnings)} warning(s)")
+    return 0
+
+
+def _subject(arguments: argparse.Namespace) -> tuple[Any, list[Any], list[str], list[Any]]:
+    """Return the lens, the inputs, their labels, and the targets of a command.
+
+    Raises:
+        OptionError: when the page would replace one of its inputs.
+    """
+    from torch import nn
+
+    from .lens import Lens
+    from .report.files import Preparation, read_inputs
+
+    for path in (*arguments.input, arguments.class_names):
+        if path is not None and same_file(path, arguments.out):
+            raise OptionError(
+                f"--out {arguments.out} is an input, which it would replace; give another, such as --out page.html."
+            )
+    names = None if arguments.class_names is None else _lines(arguments.class_names)
+    prepare = Preparation(_size(arguments.size), arguments.mean, arguments.std, arguments.channels)
+    prepare.check()
+    tokenizer = None if arguments.tokenizer is None else create(arguments.tokenizer, "the tokenizer")
+    inputs, labels = read_inputs(arguments.input, prepare, tokenizer, single=arguments.single)
+    model = create(arguments.model, "the model", nn.Module)
+    lens = Lens(model, class_names=names, tokenizer=tokenizer)
+    return lens, inputs, labels, [parse_target(text, names, tokenizer is not None) for text in arguments.target or ()]
 
 
 def _command_line(arguments: argparse.Namespace) -> str:

@@ -25,6 +25,7 @@ from .analyzers.saliency.perturbation.interactions import interactions as featur
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
 from .binding import bind
 from .errors import TargetError
+from .explorer import explore as explore_model
 from .guide import guide as list_questions
 from .inputs.inputs import Input, Inputs
 from .inputs.sequences import sequences
@@ -246,6 +247,7 @@ class Lens(WrappedModel):
     # whole data sets, and pages
     over = bind(over_data)
     report = bind(write_report, prepare=_pass_lens)
+    explore = bind(explore_model, inputs=(), prepare=_pass_lens)
 
     def compare_routes(self, first: Input | Routes, second: Input | Routes) -> RouteComparison:
         """Compare the routes of two inputs, or two results of `route`; see `layerlens.compare_routes`.

@@ -25,6 +25,16 @@ def check_place(path: str | os.PathLike[str]) -> None:
         ResultFileError: when it cannot.
         MissingPackage: when jinja2 is not installed.
     """
+    check_file(path)
+    need("jinja2", "a report", "report")
+
+
+def check_file(path: str | os.PathLike[str]) -> None:
+    """Check that an HTML file can be written to `path`.
+
+    Raises:
+        ResultFileError: when it cannot.
+    """
     place = Path(path)
     if place.suffix.lower() != ".htm" and not os.path.isdir(place):
         with_ending(place, ".html", "a page", "; a browser prints it to a PDF")
@@ -32,7 +42,6 @@ def check_place(path: str | os.PathLike[str]) -> None:
         raise ResultFileError(f"cannot write a page to {place}: {why}")
     if not os.access(place.parent, os.W_OK | os.X_OK):
         raise ResultFileError(f"cannot write a page to {place}: no permission in {place.parent}.")
-    need("jinja2", "a report", "report")
 
 
 def write(report: Report, path: str | os.PathLike[str]) -> Path:

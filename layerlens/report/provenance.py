@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from layerlens import __version__
+import layerlens
 from layerlens.model.hashing import digest
 from layerlens.model.layers import parameter_count
 from layerlens.model.trees import describe
@@ -41,7 +41,7 @@ def model_facts(lens: WrappedModel, weights: str, samples: Sequence[Sample]) -> 
         ("Weights, SHA-256", weights),
         ("Kept as", f"{', '.join(kinds) or 'no parameters'} on {', '.join(devices) or 'the CPU'}"),
         ("Samples", str(len(samples))),
-        ("layerlens", __version__),
+        ("layerlens", layerlens.__version__),
         ("Made with", f"{versions}, Python {platform.python_version()}, {platform.system()} {platform.machine()}"),
         ("Made on", made),
     )

@@ -21,6 +21,7 @@ from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution, LayerProfile, Relevance
 from layerlens.targets.outputs import main_output
+from layerlens.targets.tokens import Vocabulary
 from layerlens.wrapped_model import WrappedModel
 
 from . import checks, figures, provenance
@@ -186,9 +187,10 @@ def largest_outputs(lens: WrappedModel, sample: Sample) -> tuple[tuple[str, str,
     if shares is not None and bool((row >= 0).all()) and abs(float(row.sum()) - 1) < 1e-3:
         shares = row  # the model returns shares itself
     best = row.topk(min(MOST_OUTPUTS, len(row)))
+    tokens = Vocabulary(lens.tokenizer) if words and lens.tokenizer is not None else None
     return tuple(
         (
-            lens.target(index, sample.inputs).label,
+            lens.target(index, sample.inputs).label if tokens is None else tokens[index],
             f"{value:.4g}",
             "" if shares is None else f"{float(shares[index]):.1%}",
         )

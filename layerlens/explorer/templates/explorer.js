@@ -1,0 +1,808 @@
+// The page of an explorer. It shows numbers that Python made and computes none itself: it sorts, colors and draws.
+// Checked by `tsc --checkJs --strict`; texts are set as text, never as HTML.
+"use strict";
+
+/**
+ * @typedef {number[]} View  A part of the array of all numbers: the place of its first number, then its shape.
+ * @typedef {{name: string, form: "image" | "series" | "tokens" | "vector", sizes: number[], block: number,
+ *   axes: string[], picture: string | null, tokens: string[] | null, rows: string[] | null, values: View | null,
+ *   maps: View}} Part  One input; maps are (method, target, ...cells).
+ * @typedef {{sizes: number[], block: number, unitBlock: number, numbers: View, activation: View, active: View | null,
+ *   relevance: View | null, map: View | null, maps: View | null}} LayerValues
+ * @typedef {{inputs: number, constants: number, absorbed: number, score: number}} Rest
+ * @typedef {{parts: number[], queries: number[], weights: View}} Attention
+ * @typedef {{direct: View, total: View, sizes: number[], block: number, tokens: View | null, rest: Rest[],
+ *   attention: Attention | null}} HeadValues
+ * @typedef {{label: string, text: string | null, targets: string[], scores: number[], outputs: string[][],
+ *   facts: string[][], parts: Part[], layers: (LayerValues | null)[], heads: HeadValues | null,
+ *   ledger: {sums: number[][], amounts: View}}} Sample
+ * @typedef {{name: string, path: string, tensor: string, call: number, type: string, units: number, known: number[] | null,
+ *   kept: number[], places: string[]}} Layer
+ * @typedef {{path: string, name: string, type: string, parent: string | null, output: string, parameters: number,
+ *   calls: number | null, layers: number[]}} Row
+ * @typedef {{title: string, targets: string[], methods: {name: string, units: string, signed: boolean, cost: string}[],
+ *   samples: Sample[], layers: Layer[], tree: Row[], numbers: {name: string, about: string}[],
+ *   entries: {kind: string, layer: string, source: string}[],
+ *   heads: {parts: {name: string, layer: string, head: number | null}[], withTokens: number[]} | null,
+ *   results: {title: string, html: string}[], facts: string[][], notes: string[], warnings: string[]}} Content
+ * @typedef {{sample: number, target: number, method: number}} Side
+ * @typedef {"relevance" | "active"} Kind
+ */
+
+/** @param {string} id @returns {HTMLElement} */
+function byId(id) {
+  const found = document.getElementById(id);
+  if (!found) throw new Error(`no element ${id}`);
+  return found;
+}
+
+/** @type {Content} */
+const content = JSON.parse(byId("data").textContent ?? "");
+const packed = atob((byId("numbers").textContent ?? "").trim());
+const bytes = new Uint8Array(packed.length);
+for (let place = 0; place < packed.length; place++) bytes[place] = packed.charCodeAt(place);
+const numbers = new Float32Array(bytes.buffer);
+byId("numbers").textContent = "";
+
+/** The part of an array at the first axes. @param {View} view @param {number[]} index @returns {Float32Array} */
+function part(view, ...index) {
+  let at = view[0];
+  let length = view.slice(1).reduce((product, size) => product * size, 1);
+  index.forEach((place, axis) => {
+    length /= view[axis + 1];
+    at += place * length;
+  });
+  return numbers.subarray(at, at + length);
+}
+
+/** The number as read: six digits. @param {number} value @returns {string} */
+function exact(value) {
+  return Number.isFinite(value) ? String(Number(value.toPrecision(6))) : "unknown";
+}
+
+/** A short number for a list. @param {number} value @returns {string} */
+function short(value) {
+  return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "";
+}
+
+/**
+ * @param {string} tag
+ * @param {Record<string, string | number | boolean | null | undefined | ((event: any) => void)>} [attributes]
+ * @param {(Node | string | null)[]} children
+ * @returns {HTMLElement}
+ */
+function make(tag, attributes = {}, ...children) {
+  const element = document.createElement(tag);
+  for (const [name, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(name, value);
+    else if (value !== null && value !== undefined && value !== false) element.setAttribute(name, value === true ? "" : String(value));
+  }
+  for (const child of children) if (child !== null) element.append(child);
+  return element;
+}
+
+/** @param {string} text */
+function say(text) {
+  byId("reading").textContent = text;
+}
+
+/** An element that says a text when it is pointed at or focused. @template {HTMLElement} T @param {T} element @param {string} text @returns {T} */
+function saying(element, text) {
+  for (const event of ["pointerenter", "focus"]) element.addEventListener(event, () => say(text));
+  return element;
+}
+
+/** @param {string} label @param {string[]} options @param {number} chosen @param {(chosen: number) => void} change @param {string} [id] */
+function choice(label, options, chosen, change, id) {
+  const select = /** @type {HTMLSelectElement} */ (make("select", { id }));
+  options.forEach((text, place) => select.append(make("option", { value: place, selected: place === chosen }, text)));
+  select.addEventListener("change", () => change(Number(select.value)));
+  return make("label", {}, label, select);
+}
+
+// -- what is shown ----------------------------------------------------------------------------------------------------
+
+/** @type {{first: Side, second: Side | null, tab: string, layer: number, unit: number, token: number, head: number,
+ *   number: number, sort: number, kind: Kind, share: number, query: number, every: boolean, closed: Set<string>}} */
+const state = {
+  first: { sample: 0, target: 0, method: 0 }, second: null, tab: "Input", layer: content.layers.length - 1, unit: -1,
+  token: -1, head: -1, number: 0, sort: 0, kind: "relevance", share: 0, query: -1, every: false, closed: new Set(),
+};
+const MOST_UNITS = 48;
+const PRESENT = /** @type {Record<string, string>} */ ({ "\n": "↵", "\t": "⇥", " ": "␣" });
+
+/** @param {string} text White space made visible. */
+function visible(text) {
+  return text === "" ? "∅" : text.replace(/[\n\t]|^ | $/g, (sign) => PRESENT[sign] ?? sign);
+}
+
+/** @returns {Side[]} */
+function sides() {
+  return state.second ? [state.first, state.second] : [state.first];
+}
+
+/** @param {Side} side */
+function about(side) {
+  const sample = content.samples[side.sample];
+  return `${sample.label}, ${sample.targets[side.target]}`;
+}
+
+/** Each side next to the other. @param {(side: Side) => (Node | null)[]} draw */
+function next(draw) {
+  return make("div", { class: "sides" }, ...sides().map((side, place) => make("div", { class: "side", "data-side": place },
+    make("p", { class: "note" }, `${state.second ? `${"AB"[place]}: ` : ""}${about(side)}`), ...draw(side))));
+}
+
+/** @param {Side} side @param {number} layer */
+function valuesOf(side, layer) {
+  return content.samples[side.sample].layers[layer] ?? null;
+}
+
+/** A number of a layer. @param {Side} side @param {number} layer @param {number} number */
+function numberOf(side, layer, number) {
+  const found = valuesOf(side, layer);
+  if (!found) return NaN;
+  return part(found.numbers, number)[Math.min(side.target, found.numbers[2] - 1)];
+}
+
+// -- maps -------------------------------------------------------------------------------------------------------------
+
+/** @param {Float32Array} values */
+function largest(values) {
+  let most = 0;
+  for (const value of values) most = Math.max(most, Math.abs(value));
+  return most;
+}
+
+/** The color of a value. @param {number} share -1 to 1 @param {Kind} kind @returns {[number, number, number, number]} */
+function color(share, kind) {
+  const [red, green, blue] = kind === "active" ? (share >= 0 ? [201, 120, 0] : [110, 70, 190]) : share >= 0 ? [205, 30, 60] : [35, 95, 205];
+  return [red, green, blue, Math.min(1, Math.abs(share)) ** 0.7];
+}
+
+/** @param {HTMLElement} element @param {number} share @param {Kind} kind */
+function tint(element, share, kind) {
+  const [red, green, blue, alpha] = color(share, kind);
+  element.style.background = `rgb(${red} ${green} ${blue} / ${(0.55 * alpha).toFixed(3)})`;
+}
+
+/** The places of a cell as text. @param {string} axis @param {number} cell @param {number} block @param {number} size */
+function places(axis, cell, block, size) {
+  const [start, stop] = [cell * block, Math.min((cell + 1) * block, size) - 1];
+  return start === stop ? `${axis} ${start}` : `${axis} ${start} to ${stop}`;
+}
+
+/**
+ * Let a map be read by pointer and keyboard.
+ * @param {HTMLElement} element @param {number} rows @param {number} columns @param {string} label
+ * @param {(row: number, column: number) => string} read
+ */
+function readable(element, rows, columns, label, read) {
+  const mark = make("div", { class: "mark" });
+  let [row, column] = [0, 0];
+  /** @param {number} y @param {number} x */
+  function show(y, x) {
+    [row, column] = [Math.max(0, Math.min(rows - 1, y)), Math.max(0, Math.min(columns - 1, x))];
+    Object.assign(mark.style, { display: "block", top: `${(100 * row) / rows}%`, left: `${(100 * column) / columns}%`, width: `${100 / columns}%`, height: `${100 / rows}%` });
+    say(read(row, column));
+  }
+  element.append(mark);
+  for (const [name, value] of Object.entries({ tabindex: "0", role: "application", "aria-roledescription": "map", "aria-label": `${label}. Arrow keys read the numbers.` })) element.setAttribute(name, value);
+  element.addEventListener("pointermove", (event) => {
+    const box = element.getBoundingClientRect();
+    show(Math.floor(((event.clientY - box.top) / box.height) * rows), Math.floor(((event.clientX - box.left) / box.width) * columns));
+  });
+  element.addEventListener("focus", () => show(row, column));
+  element.addEventListener("blur", () => (mark.style.display = "none"));
+  element.addEventListener("pointerleave", () => (mark.style.display = "none"));
+  element.addEventListener("keydown", (event) => {
+    const steps = /** @type {Record<string, [number, number]>} */ ({ ArrowUp: [-1, 0], ArrowDown: [1, 0], ArrowLeft: [0, -1], ArrowRight: [0, 1] });
+    if (!(event.key in steps)) return;
+    event.preventDefault();
+    show(row + steps[event.key][0], column + steps[event.key][1]);
+  });
+}
+
+/**
+ * A map over the places of a layer or an input.
+ * @param {Float32Array} values @param {number[]} sizes Places along each axis. @param {number} block
+ * @param {string[]} axes @param {{label: string, kind?: Kind, picture?: string | null, small?: boolean, rows?: string[] | null}} how
+ */
+function mapOf(values, sizes, block, axes, how) {
+  const kind = how.kind ?? "relevance";
+  const cells = sizes.map((size) => Math.ceil(size / block));
+  if (sizes.length < 2) return seriesOf(values, sizes[0] ?? 1, block, axes[0] ?? "unit", how);
+  const columns = cells[cells.length - 1];
+  const rows = values.length / columns;
+  const canvas = /** @type {HTMLCanvasElement} */ (make("canvas", { width: columns, height: rows, "aria-hidden": "true" }));
+  const pen = canvas.getContext("2d");
+  const most = largest(values) || 1;
+  if (pen) {
+    const image = pen.createImageData(columns, rows);
+    values.forEach((value, place) => {
+      const [red, green, blue, alpha] = color(value / most, kind);
+      image.data.set([red, green, blue, Math.round(255 * alpha)], 4 * place);
+    });
+    pen.putImageData(image, 0, 0);
+  }
+  const element = make("div", { class: `map${how.small ? " small" : ""}` }, how.picture ? make("img", { src: how.picture, alt: "" }) : null, canvas);
+  element.style.aspectRatio = `${columns} / ${rows}`;
+  if (!how.small) {
+    const [height, width] = sizes.slice(-2);
+    const [down, across] = axes.slice(-2);
+    const perMap = cells[cells.length - 2];
+    readable(element, rows, columns, how.label, (row, column) => {
+      const before = sizes.length > 2 ? `${axes[0]} part ${Math.floor(row / perMap)}, ` : "";
+      return `${how.label}: ${before}${places(down ?? "row", row % perMap, block, height)}, ${places(across ?? "column", column, block, width)}: ${exact(values[row * columns + column])}`;
+    });
+  }
+  return element;
+}
+
+/**
+ * Values along one axis, as a line.
+ * @param {Float32Array} values @param {number} size @param {number} block @param {string} axis
+ * @param {{label: string, kind?: Kind, small?: boolean, rows?: string[] | null}} how
+ */
+function seriesOf(values, size, block, axis, how) {
+  const low = Math.min(0, ...values);
+  const high = Math.max(0, ...values);
+  const [count, span] = [values.length, high - low || 1];
+  const space = "http://www.w3.org/2000/svg";
+  const drawing = document.createElementNS(space, "svg");
+  drawing.setAttribute("viewBox", `0 0 ${count} 100`);
+  drawing.setAttribute("preserveAspectRatio", "none");
+  drawing.setAttribute("aria-hidden", "true");
+  /** @param {number} value */
+  const y = (value) => (96 - (92 * (value - low)) / span).toFixed(2);
+  const steps = [...values].map((value, place) => `${place ? "L" : "M"}${place} ${y(value)}L${place + 1} ${y(value)}`);
+  for (const [name, text] of [["zero", `M0 ${y(0)}L${count} ${y(0)}`], [how.kind === "active" ? "active" : "value", steps.join("")]]) {
+    const line = document.createElementNS(space, "path");
+    line.setAttribute("class", name);
+    line.setAttribute("d", text);
+    drawing.append(line);
+  }
+  const element = make("div", { class: `map series${how.small ? " small" : ""}` });
+  element.append(drawing);
+  if (!how.small) readable(element, 1, count, how.label, (_, place) => `${how.label}: ${how.rows?.[place] ?? places(axis, place, block, size)}: ${exact(values[place])}`);
+  return element;
+}
+
+/**
+ * A text whose tokens have values.
+ * @param {Float32Array} values @param {string[]} tokens @param {number} block
+ * @param {{label: string, kind?: Kind, chosen?: number, pick?: (token: number) => void}} how
+ */
+function wordsOf(values, tokens, block, how) {
+  const most = largest(values) || 1;
+  return make("ol", { class: "words", "aria-label": how.label }, ...[...values].map((value, cell) => {
+    const own = tokens.slice(cell * block, (cell + 1) * block);
+    const text = own.map(visible).join("");
+    const button = make("button", { type: "button", "data-cell": cell, "aria-pressed": how.chosen !== undefined && how.chosen >= 0 && Math.floor(how.chosen / block) === cell ? "true" : "false", "aria-label": `token ${cell * block}, ${own.join("")}, ${exact(value)}`, click: () => how.pick?.(cell * block) }, text);
+    tint(button, value / most, how.kind ?? "relevance");
+    return make("li", {}, saying(button, `${how.label}: ${places("token", cell, block, tokens.length)} '${own.join("")}': ${exact(value)}`));
+  }));
+}
+
+/** The tokens that the places of a layer are; null where they are something else. @param {Side} side @param {number[]} sizes @returns {string[] | null} */
+function tokensAlong(side, sizes) {
+  const found = content.samples[side.sample].parts.find((one) => one.tokens !== null && sizes.length === 1 && one.tokens.length === sizes[0]);
+  return found?.tokens ?? null;
+}
+
+/** The picture under a map of a layer; null where its places are something else. @param {Side} side @param {number[]} sizes @returns {string | null} */
+function pictureUnder(side, sizes) {
+  return sizes.length === 2 ? content.samples[side.sample].parts.find((one) => one.picture !== null)?.picture ?? null : null;
+}
+
+/** Values over the places of a layer. @param {Side} side @param {Float32Array} values @param {number[]} sizes @param {number} block @param {string[]} axes @param {{label: string, kind?: Kind, small?: boolean}} how */
+function overInput(side, values, sizes, block, axes, how) {
+  const tokens = how.small ? null : tokensAlong(side, sizes);
+  if (tokens) return wordsOf(values, tokens, block, { ...how, chosen: state.token, pick: pickToken });
+  return mapOf(values, sizes, block, axes, { ...how, picture: pictureUnder(side, sizes) });
+}
+
+/** @param {Float32Array} values @param {string} units */
+function scaleOf(values, units) {
+  let sum = 0;
+  for (const value of values) sum += value;
+  return make("p", { class: "note" }, `Full color: ${short(largest(values))} ${units}.`);
+}
+
+/** Bars with their numbers. @param {{text: string, value: number, pick?: () => void, label?: string}[]} rows @param {Kind} [kind] */
+function barsOf(rows, kind = "relevance") {
+  const most = rows.reduce((found, row) => Math.max(found, Math.abs(row.value) || 0), 0) || 1;
+  return make("ul", { class: "bars" }, ...rows.map((row) => {
+    const inside = [make("span", {}, row.text), make("span", { class: "track" }, bar(row.value / most, kind)), make("span", { class: "value" }, short(row.value))];
+    const text = `${row.label ?? row.text}: ${exact(row.value)}`;
+    const button = make("button", { type: "button", "aria-label": text, click: () => row.pick?.() }, ...inside);
+    return make("li", {}, saying(button, text));
+  }));
+}
+
+/** @param {number} share @param {Kind} kind */
+function bar(share, kind) {
+  const element = make("span", { class: `bar${kind === "active" ? " active" : share < 0 ? " minus" : ""}` });
+  element.style.width = `${Math.min(100, 100 * Math.abs(share || 0)).toFixed(2)}%`;
+  return element;
+}
+
+/** @param {string[]} head @param {(string | Node)[][]} rows @param {string} caption */
+function tableOf(head, rows, caption) {
+  return make("div", { class: "scroll" }, make("table", {}, make("caption", {}, caption),
+    make("thead", {}, make("tr", {}, ...head.map((text) => make("th", { scope: "col" }, text)))),
+    make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((text, place) => make(place ? "td" : "th", place ? {} : { scope: "row" }, text)))))));
+}
+
+// -- views ------------------------------------------------------------------------------------------------------------
+
+/** @returns {Node[]} */
+function inputView() {
+  const view = next((side) => {
+    const sample = content.samples[side.sample];
+    const method = content.methods[side.method];
+    const shown = sample.parts.flatMap((one) => inputPart(side, one, method));
+    const outputs = sample.outputs.map((row) => (row[2] === "" ? row.slice(0, 2) : row));
+    return [
+      make("p", {}, `Score of ${sample.targets[side.target]}: ${exact(sample.scores[side.target])}`),
+      ...shown,
+      outputs.length ? tableOf(outputs[0].length > 2 ? ["largest outputs", "value", "share"] : ["largest outputs", "value"], outputs, "Outputs of the model") : null,
+    ];
+  });
+  return [make("h2", {}, "The input, and what of it counted"), view, ...(content.samples.length > 1 ? [samplesList()] : [])];
+}
+
+/** @param {Side} side @param {Part} one @param {Content["methods"][0]} method @returns {Node[]} */
+function inputPart(side, one, method) {
+  const values = part(one.maps, side.method, side.target);
+  const title = `${method.name}${one.name ? ` of ${one.name}` : ""}`;
+  const found = [make("h3", {}, title)];
+  if (one.form === "tokens") found.push(wordsOf(values, one.tokens ?? [], one.block, { label: title, chosen: state.token, pick: pickToken }));
+  else if (one.form === "image") {
+    found.push(mapOf(values, one.sizes, one.block, one.axes, { label: title, picture: one.picture }));
+    if (one.picture) found.push(make("details", {}, make("summary", {}, "The picture alone"), make("div", { class: "map plain" }, make("img", { src: one.picture, alt: `The input ${about(side)}` }))));
+  } else if (one.form === "vector") {
+    const names = [...values].map((value, place) => ({ text: one.rows?.[place] ?? `feature ${place}`, value, label: `${title}: ${one.rows?.[place] ?? `feature ${place}`}${one.values ? ` = ${exact(part(one.values)[place])}` : ""}` }));
+    names.sort((left, right) => Math.abs(right.value) - Math.abs(left.value));
+    found.push(barsOf(names.slice(0, state.every ? names.length : MOST_UNITS)));
+  } else {
+    const rows = one.sizes[0];
+    for (let row = 0; row < Math.min(rows, 12); row++) {
+      const own = one.rows?.[row] ?? `${one.axes[0]} ${row}`;
+      if (one.values) found.push(make("p", { class: "note" }, own), seriesOf(part(one.values, row), one.sizes[1], 1, one.axes[1], { label: `Input, ${own}`, kind: "active" }));
+      found.push(seriesOf(part(one.maps, side.method, side.target, row), one.sizes[1], one.block, one.axes[1], { label: `${title}, ${own}` }));
+    }
+    if (rows > 12) found.push(mapOf(values, [rows * one.block, one.sizes[1]], one.block, one.axes, { label: title }));
+  }
+  found.push(scaleOf(values, method.units), make("p", { class: "note" }, method.signed ? "Red speaks for the target, blue against it." : "The stronger the color, the larger.", one.block > 1 ? ` A cell is the sum over ${one.block} places along each axis.` : ""));
+  return found;
+}
+
+function samplesList() {
+  return make("div", {}, make("h3", {}, "All inputs"), make("ul", { class: "units" }, ...content.samples.map((sample, place) => {
+    const picture = sample.parts.find((one) => one.picture !== null)?.picture;
+    return make("li", {}, make("button", { type: "button", class: "unit", "aria-pressed": String(place === state.first.sample), click: () => { state.first.sample = place; refresh(); } },
+      picture ? make("span", { class: "map small plain" }, make("img", { src: picture, alt: "" })) : null, make("span", { class: "name" }, sample.label), make("span", {}, sample.outputs[0] ? sample.outputs[0].slice(0, 2).join(" ") : (sample.text ?? "").slice(0, 40))));
+  })));
+}
+
+/** @param {number} layer */
+function layerName(layer) {
+  return content.layers[layer].name;
+}
+
+/** The units of a layer whose numbers are here. @param {Layer} layer @returns {number[]} */
+function known(layer) {
+  return layer.known ?? Array.from({ length: layer.units }, (_, unit) => unit);
+}
+
+/** The units of a layer in the chosen order, with their place among the known. @param {Side} side @param {number} layer */
+function unitsOf(side, layer) {
+  const [one, found] = [content.layers[layer], valuesOf(side, layer)];
+  if (!found) return [];
+  const active = part(found.activation);
+  const relevant = found.relevance ? part(found.relevance, side.target) : null;
+  const rows = known(one).map((unit, place) => ({ unit, place, activation: active[place], relevance: relevant ? relevant[place] : NaN, kept: one.kept.indexOf(unit) }));
+  if (state.sort === 0 && relevant) rows.sort((left, right) => Math.abs(right.relevance) - Math.abs(left.relevance));
+  if (state.sort === 1 || (state.sort === 0 && !relevant)) rows.sort((left, right) => right.activation - left.activation);
+  return rows;
+}
+
+/** @returns {Node[]} */
+function layersView() {
+  if (!content.layers.length) return [make("p", {}, "No layer of this model can be shown; the tab About says why.")];
+  const layer = state.layer;
+  const one = content.layers[layer];
+  const row = content.tree.find((each) => each.path === one.path);
+  /** @type {Node[]} */
+  const found = [make("h2", { id: "layer-name" }, `${layerName(layer)} (${one.type})`),
+    make("p", { class: "note" }, `${one.units} units${one.places.length ? `, each over ${one.places.join(", ")}` : ""}; output ${row?.output ?? ""}.`)];
+  if (row && row.layers.length > 1) found.push(choice("Tensor or call", row.layers.map(layerName), row.layers.indexOf(layer), (chosen) => { state.layer = row.layers[chosen]; state.unit = -1; refresh(); }));
+  found.push(next((side) => {
+    const values = valuesOf(side, layer);
+    if (!values) return [make("p", {}, "This layer has no values for this input.")];
+    const rows = content.numbers.map((number, place) => [number.name, exact(numberOf(side, layer, place))]);
+    const shown = values.map ? [make("h3", {}, "Relevance, all units together"), overInput(side, part(values.map, side.target), values.sizes, values.block, one.places, { label: `Relevance of ${layerName(layer)}` }), scaleOf(part(values.map, side.target), "score")] : [];
+    return [...shown, tableOf(["number", "value"], rows, "Numbers of this layer")];
+  }));
+  found.push(make("h3", {}, "Units"), make("div", { class: "tools" },
+    choice("Sort by", ["relevance", "activation", "index"], state.sort, (chosen) => { state.sort = chosen; refresh(); }, "sort"),
+    choice("Show", ["relevance", "activation"], state.kind === "active" ? 1 : 0, (chosen) => { state.kind = chosen ? "active" : "relevance"; refresh(); }, "kind")));
+  found.push(unitsList(state.first, layer));
+  if (state.unit >= 0) found.push(...unitView(layer, state.unit));
+  return found;
+}
+
+/** @param {Side} side @param {number} layer */
+function unitsList(side, layer) {
+  const [one, values] = [content.layers[layer], valuesOf(side, layer)];
+  if (!values) return make("p", {}, "No units.");
+  const rows = unitsOf(side, layer);
+  const shown = rows.slice(0, state.every ? rows.length : MOST_UNITS);
+  const list = make("ul", { class: "units", "aria-label": `Units of ${layerName(layer)}` }, ...shown.map((row) => {
+    const view = state.kind === "active" ? values.active : values.maps;
+    const own = view && row.kept >= 0 ? (state.kind === "active" ? part(view, row.kept) : part(view, side.target, row.kept)) : null;
+    const text = `unit ${row.unit}: relevance ${exact(row.relevance)}, activation ${exact(row.activation)}`;
+    return make("li", {}, saying(make("button", { type: "button", class: "unit", "data-unit": row.unit, "aria-pressed": String(row.unit === state.unit), "aria-label": text, click: () => { state.unit = row.unit; refresh(`[data-unit="${row.unit}"]`); } },
+      own ? overInput(side, own, values.sizes, values.unitBlock, one.places, { label: "", kind: state.kind, small: true }) : null,
+      make("span", { class: "name" }, `unit ${row.unit}`), make("span", {}, `R ${short(row.relevance)}`), make("span", {}, `a ${short(row.activation)}`)), text));
+  }));
+  const more = rows.length > shown.length ? make("button", { type: "button", click: () => { state.every = true; refresh(); } }, `Show all ${rows.length} units`) : null;
+  const rest = one.known !== null ? make("p", { class: "note" }, `${one.units - one.known.length} further units have less relevance and activation, and are not in this file.`) : null;
+  return make("div", {}, make("p", { class: "note" }, `R: sum of relevance over all places. a: largest activation. Maps are kept of ${one.kept.length} units.`), list, more, rest);
+}
+
+/** @param {number} layer @param {number} unit @returns {Node[]} */
+function unitView(layer, unit) {
+  const one = content.layers[layer];
+  const [place, kept] = [known(one).indexOf(unit), one.kept.indexOf(unit)];
+  if (place < 0) return [];
+  const title = `unit ${unit} of ${layerName(layer)}`;
+  /** @type {Node[]} */
+  const found = [make("h3", { id: "unit-name" }, title[0].toUpperCase() + title.slice(1)), next((side) => {
+    const values = valuesOf(side, layer);
+    if (!values) return [make("p", {}, "No values for this input.")];
+    const shown = [];
+    if (kept >= 0 && values.maps) shown.push(make("h4", {}, "Relevance"), overInput(side, part(values.maps, side.target, kept), values.sizes, values.unitBlock, one.places, { label: `Relevance of ${title}` }));
+    if (kept >= 0 && values.active) shown.push(make("h4", {}, "Activation"), overInput(side, part(values.active, kept), values.sizes, values.unitBlock, one.places, { label: `Activation of ${title}`, kind: "active" }));
+    if (kept < 0 && one.places.length) shown.push(make("p", { class: "note" }, "The map of this unit is not in this file; explore(units=...) keeps more."));
+    const relevance = values.relevance;
+    const rows = content.samples[side.sample].targets.map((text, target) => [text, relevance ? exact(part(relevance, target)[place]) : "unknown"]);
+    shown.push(tableOf(["target", "relevance"], [...rows, ["largest activation", exact(part(values.activation)[place])]], "This unit"));
+    return shown;
+  })];
+  if (content.samples.length > 1) found.push(...topInputs(layer, unit, place, kept));
+  return found;
+}
+
+/** @param {number} layer @param {number} unit @param {number} place @param {number} kept @returns {Node[]} */
+function topInputs(layer, unit, place, kept) {
+  const one = content.layers[layer];
+  const by = state.kind;
+  const rows = content.samples.map((sample, number) => {
+    const values = sample.layers[layer];
+    const relevance = values?.relevance;
+    const value = !values ? NaN : by === "active" ? part(values.activation)[place] : relevance ? part(relevance, Math.min(state.first.target, relevance[1] - 1))[place] : NaN;
+    return { sample, number, values, value };
+  }).filter((row) => Number.isFinite(row.value)).sort((left, right) => right.value - left.value);
+  return [make("h3", {}, `Top inputs of unit ${unit}, by ${by === "active" ? "activation" : "relevance"}`),
+    make("ul", { class: "units", id: "top-inputs" }, ...rows.slice(0, 16).map((row) => {
+      const side = { ...state.first, sample: row.number };
+      const view = by === "active" ? row.values?.active : row.values?.maps;
+      const own = view && kept >= 0 ? (by === "active" ? part(view, kept) : part(view, side.target, kept)) : null;
+      const picture = row.sample.parts.find((each) => each.picture !== null)?.picture ?? null;
+      const text = `${row.sample.label}: ${exact(row.value)}`;
+      return make("li", {}, saying(make("button", { type: "button", class: "unit", "aria-label": text, click: () => { state.first.sample = row.number; refresh(); } },
+        own && row.values ? overInput(side, own, row.values.sizes, row.values.unitBlock, one.places, { label: "", kind: by, small: true }) : picture ? make("span", { class: "map small plain" }, make("img", { src: picture, alt: "" })) : null,
+        make("span", { class: "name" }, row.sample.label), make("span", {}, short(row.value))), text));
+    }))];
+}
+
+/** @param {number} token */
+function pickToken(token) {
+  state.token = token;
+  state.query = -1;
+  if (state.tab === "Input" || state.tab === "Layers") state.tab = "Tokens";
+  refresh(`#panel [aria-pressed="true"]`);
+}
+
+/** @returns {Node[]} */
+function tokensView() {
+  const found = [make("h2", {}, "Tokens"), make("p", { class: "note" }, "Choose a token to see its relevance layer by layer, and head by head.")];
+  found.push(next((side) => content.samples[side.sample].parts.filter((one) => one.tokens !== null).flatMap((one) => inputPart(side, one, content.methods[side.method]))));
+  const token = state.token;
+  if (token < 0) return found;
+  found.push(next((side) => {
+    const own = content.samples[side.sample].parts.find((one) => one.tokens !== null);
+    const tokens = own?.tokens ?? [];
+    if (token >= tokens.length) return [make("p", {}, `This text has no token ${token}.`)];
+    const rows = content.layers.flatMap((layer, number) => {
+      const values = valuesOf(side, number);
+      if (!values?.map || values.sizes.length !== 1 || values.sizes[0] !== tokens.length) return [];
+      const value = part(values.map, side.target)[Math.floor(token / values.block)];
+      const label = `Relevance at ${places("token", Math.floor(token / values.block), values.block, tokens.length)} of ${layer.name}`;
+      return [{ text: layer.name, value, label, pick: () => { state.layer = number; state.unit = -1; state.tab = "Layers"; refresh("#panel"); } }];
+    });
+    const heads = content.samples[side.sample].heads;
+    const shown = [make("h3", {}, `Token ${token} '${visible(tokens[token])}', layer by layer`), rows.length ? barsOf(rows) : make("p", {}, "No layer that is shown has its relevance by token.")];
+    if (content.heads && heads?.tokens) {
+      const cut = content.heads.withTokens;
+      const view = heads.tokens;
+      const cell = Math.floor(token / heads.block);
+      const value = (/** @type {number} */ number) => cut.includes(number) ? part(view, side.target, cut.indexOf(number))[cell] : NaN;
+      shown.push(make("h3", {}, "Head by head"), gridOf(value, `Relevance at ${places("token", cell, heads.block, tokens.length)}`));
+    }
+    return shown;
+  }));
+  return found;
+}
+
+/** Layers by heads. @param {(part: number) => number} value @param {string} label */
+function gridOf(value, label) {
+  const parts = content.heads?.parts ?? [];
+  const layers = [...new Set(parts.filter((one) => one.head !== null).map((one) => one.layer))];
+  const width = Math.max(...parts.map((one) => one.head ?? 0)) + 1;
+  const values = parts.map((_, number) => value(number));
+  const most = values.reduce((found, each, number) => (parts[number].head !== null && Math.abs(each) > found ? Math.abs(each) : found), 0) || 1;
+  const head = make("tr", {}, make("th", { scope: "col" }, "layer"), ...Array.from({ length: width }, (_, place) => make("th", { scope: "col" }, String(place))));
+  return make("div", { class: "scroll" }, make("table", { class: "cells" }, make("caption", {}, `${label}: layers by heads`), make("thead", {}, head), make("tbody", {}, ...layers.map((layer) => make("tr", {}, make("th", { scope: "row" }, layer),
+    ...Array.from({ length: width }, (_, place) => {
+      const number = parts.findIndex((one) => one.layer === layer && one.head === place);
+      if (number < 0) return make("td", {});
+      const text = `${label}, ${parts[number].name}: ${exact(values[number])}`;
+      const button = make("button", { type: "button", "data-head": number, "aria-label": text, "aria-pressed": String(number === state.head), click: () => { state.head = number; state.tab = "Heads"; refresh(`[data-head="${number}"]`); } });
+      tint(button, values[number] / most, "relevance");
+      return make("td", {}, saying(button, text));
+    }))))));
+}
+
+/** @returns {Node[]} */
+function headsView() {
+  const parts = content.heads?.parts ?? [];
+  const names = ["direct contribution", "total contribution"];
+  /** @type {Node[]} */
+  const found = [make("h2", {}, "Heads, and the layers next to them"), make("div", { class: "tools" }, choice("Show", names, state.share, (chosen) => { state.share = chosen; refresh(); }, "share")),
+    make("p", { class: "note" }, state.share ? "All relevance that passes a head, what it says by way of later layers included. These do not add up." : "What a head adds to the score without passing another part of this table. These add up, with the rest below, to the score.")];
+  found.push(next((side) => {
+    const heads = content.samples[side.sample].heads;
+    if (!heads) return [make("p", {}, "The heads of this input are not known.")];
+    const values = part(state.share ? heads.total : heads.direct, side.target);
+    const rest = heads.rest[side.target];
+    const rows = parts.map((one, number) => ({ text: one.name, value: values[number], label: `${names[state.share]} of ${one.name}`, pick: () => { state.head = number; refresh(); } }));
+    rows.sort((left, right) => Math.abs(right.value) - Math.abs(left.value));
+    const shown = [gridOf((number) => values[number], names[state.share]), make("h3", {}, "Largest"), barsOf(rows.slice(0, 12))];
+    if (!state.share) shown.push(tableOf(["", "score"], Object.entries({ "past all parts, from the inputs": rest.inputs, "constants": rest.constants, "absorbed by rules": rest.absorbed, "score": rest.score }).map(([name, value]) => [name, exact(value)]), "The rest of the score"));
+    return shown;
+  }));
+  if (state.head >= 0) found.push(...headView(state.head));
+  return found;
+}
+
+/** @param {number} head @returns {Node[]} */
+function headView(head) {
+  const one = content.heads?.parts[head];
+  if (!one || one.head === null) return one ? [make("p", {}, `${one.name} is a whole layer, without heads.`)] : [];
+  return [make("h3", { id: "head-name" }, one.name), next((side) => {
+    const heads = content.samples[side.sample].heads;
+    if (!heads) return [];
+    const shown = [];
+    const place = content.heads?.withTokens.indexOf(head) ?? -1;
+    const tokens = tokensAlong(side, heads.sizes) ?? Array.from({ length: heads.sizes[0] ?? 0 }, (_, number) => String(number));
+    if (heads.tokens && place >= 0) {
+      const values = part(heads.tokens, side.target, place);
+      shown.push(make("h4", {}, "Relevance of what it returns, place by place"), wordsOf(values, tokens, heads.block, { label: `Relevance of ${one.name}`, pick: pickToken }), scaleOf(values, "score"));
+    }
+    const looks = heads.attention;
+    const number = looks?.parts.indexOf(head) ?? -1;
+    if (looks && number >= 0) {
+      const wanted = looks.queries.indexOf(state.query >= 0 ? state.query : tokens.length - 1);
+      const query = wanted >= 0 ? wanted : looks.queries.length - 1;
+      shown.push(make("h4", {}, "Where it looks"), choice("From", looks.queries.map((token) => `${token} ${visible(tokens[token] ?? "")}`), query, (chosen) => { state.query = looks.queries[chosen]; refresh(); }),
+        wordsOf(part(looks.weights, number, query), tokens, 1, { label: `Attention of ${one.name} from token ${looks.queries[query]}`, kind: "active", pick: pickToken }));
+    }
+    return shown;
+  })];
+}
+
+/** @returns {Node[]} */
+function ledgerView() {
+  return [make("h2", {}, "Where the score went"), make("p", { class: "note" }, "Score = inputs + constants + absorbed by rules + residual. Open a part to see it by layer, and a layer to see it by source."), next((side) => {
+    const ledger = content.samples[side.sample].ledger;
+    const [score, inputs, additive, absorbed, residual] = ledger.sums[side.target];
+    const amounts = part(ledger.amounts, side.target);
+    const most = Math.max(...[score, inputs, additive, absorbed, residual].map(Math.abs)) || 1;
+    /** @param {string} text @param {number} value @param {number} largest @param {Node[]} inside */
+    const group = (text, value, largest, inside) => {
+      const line = [make("span", { class: "title" }, text), make("span", { class: "track" }, bar(value / largest, "relevance")), make("span", { class: "value" }, short(value))];
+      return make("details", {}, saying(make("summary", {}, ...line), `${text}: ${exact(value)}`), ...inside);
+    };
+    /** @param {string} kind */
+    const byLayer = (kind) => {
+      /** @type {Map<string, {text: string, value: number}[]>} */
+      const layers = new Map();
+      content.entries.forEach((entry, place) => {
+        if (entry.kind !== kind || amounts[place] === 0) return;
+        const layer = kind === "input" ? entry.source || "input" : entry.layer || "(model)";
+        layers.set(layer, [...(layers.get(layer) ?? []), { text: entry.source || layer, value: amounts[place] }]);
+      });
+      const rows = [...layers].map(([layer, entries]) => ({ layer, entries, value: entries.reduce((sum, entry) => sum + entry.value, 0) }));
+      const top = rows.reduce((found, row) => Math.max(found, Math.abs(row.value)), 0) || 1;
+      return rows.length ? rows.map((row) => (row.entries.length === 1 ? barsOf1(row.layer, row.entries[0].text, row.value, top) : group(row.layer, row.value, top, [barsOf(row.entries)]))) : [make("p", { class: "note" }, "Nothing.")];
+    };
+    return [make("p", {}, `Score of ${content.samples[side.sample].targets[side.target]}: `, make("strong", {}, exact(score))), make("div", { class: "flow" },
+      group("inputs", inputs, most, byLayer("input")), group("constants", additive, most, byLayer("additive")), group("absorbed by rules", absorbed, most, byLayer("absorbed"))),
+    make("p", {}, `residual (rounding): ${exact(residual)}`)];
+  })];
+}
+
+/** One layer with one entry. @param {string} layer @param {string} source @param {number} value @param {number} top */
+function barsOf1(layer, source, value, top) {
+  const text = layer === source ? layer : `${layer}: ${source}`;
+  const button = make("button", { type: "button", "aria-label": `${text}: ${exact(value)}` }, make("span", {}, text), make("span", { class: "track" }, bar(value / top, "relevance")), make("span", { class: "value" }, short(value)));
+  return make("ul", { class: "bars" }, make("li", {}, saying(button, `${text}: ${exact(value)}`)));
+}
+
+/** @returns {Node[]} */
+function aboutView() {
+  const list = (/** @type {string[]} */ texts) => make("ul", {}, ...texts.map((text) => make("li", {}, text)));
+  return [make("h2", {}, "What was run"), tableOf(["", ""], content.facts, "Model and versions"),
+    make("h3", {}, "Methods"), list(content.methods.map((one) => `${one.name}, in units of ${one.units}${one.cost ? `: ${one.cost}` : ""}`)),
+    ...content.samples.flatMap((sample) => [make("h3", {}, sample.label), tableOf(["", ""], sample.facts, "Input")]),
+    make("h3", {}, "How it is shown"), make("p", {}, "Maps of relevance are sums over blocks of places, so that their cells add up to what all places do; maps of activations are means. Arrow keys and the pointer read exact numbers, to six digits, at the bottom of the page."),
+    ...(content.warnings.length ? [make("h3", {}, "Warnings"), list(content.warnings)] : []),
+    ...(content.notes.length ? [make("h3", {}, "Left out"), list(content.notes)] : [])];
+}
+
+// -- tree, tabs and controls ------------------------------------------------------------------------------------------
+
+/** @type {Map<string, Row[]>} */
+const children = new Map();
+for (const row of content.tree) if (row.parent !== null) children.set(row.parent, [...(children.get(row.parent) ?? []), row]);
+const byPath = new Map(content.tree.map((row) => [row.path, row]));
+
+function drawTree() {
+  const number = content.numbers[state.number];
+  byId("about-number").textContent = `${number.name}: ${number.about}.`;
+  const values = new Map(content.tree.map((row) => [row.path, row.layers.length ? numberOf(state.first, row.layers[0], state.number) : NaN]));
+  const most = [...values.values()].reduce((found, value) => (Math.abs(value) > found ? Math.abs(value) : found), 0) || 1;
+  const chosen = content.layers[state.layer]?.path;
+  /** @param {Row} row @param {number} level @returns {HTMLElement} */
+  const item = (row, level) => {
+    const own = children.get(row.path) ?? [];
+    const value = values.get(row.path) ?? NaN;
+    const open = !state.closed.has(row.path);
+    const text = `${row.path || row.name}, ${row.type}${Number.isFinite(value) ? `, ${number.name} ${exact(value)}` : ""}`;
+    const line = make("div", { class: "row" }, make("span", { "aria-hidden": "true", click: (/** @type {Event} */ event) => { event.stopPropagation(); if (own.length) toggle(row.path); } }, own.length ? (open ? "▾" : "▸") : ""),
+      make("span", {}, row.name, " ", make("span", { class: "kind" }, row.name === row.type ? "" : row.type)), make("span", { class: "track" }, Number.isFinite(value) ? bar(value / most, state.number > 2 ? "active" : "relevance") : null), make("span", { class: "value" }, short(value)));
+    line.addEventListener("click", () => chooseLayer(row));
+    line.addEventListener("pointerenter", () => say(text));
+    const element = make("li", { role: "treeitem", "aria-level": level, "aria-selected": String(row.path === chosen), "aria-expanded": own.length ? String(open) : null, "aria-label": text, tabindex: row.path === (chosen ?? "") ? 0 : -1, "data-path": row.path }, line,
+      own.length && open ? make("ul", { role: "group" }, ...own.map((child) => item(child, level + 1))) : null);
+    element.addEventListener("focus", () => say(text));
+    return element;
+  };
+  const roots = content.tree.filter((row) => row.parent === null);
+  const tree = byId("tree");
+  const top = tree.scrollTop;
+  tree.replaceChildren(...roots.map((row) => item(row, 1)));
+  tree.scrollTop = top;
+  const items = [...tree.querySelectorAll('[role="treeitem"]')];
+  if (!items.some((one) => one.getAttribute("tabindex") === "0")) items[0]?.setAttribute("tabindex", "0");
+}
+
+/** @param {string} path */
+function toggle(path) {
+  if (!state.closed.delete(path)) state.closed.add(path);
+  drawTree();
+}
+
+/** @param {Row} row */
+function chooseLayer(row) {
+  if (!row.layers.length) {
+    say(`${row.path || row.name}: ${row.calls ? "its values are not in this file" : "it did not run by itself"}.`);
+    return;
+  }
+  state.layer = row.layers[0];
+  state.unit = -1;
+  state.every = false;
+  state.tab = "Layers";
+  refresh();
+  focusTree(row.path);
+}
+
+/** @param {string} path */
+function focusTree(path) {
+  for (const one of byId("tree").querySelectorAll('[role="treeitem"]')) if (one instanceof HTMLElement && one.dataset.path === path) {
+    byId("tree").querySelectorAll('[tabindex="0"]').forEach((other) => other.setAttribute("tabindex", "-1"));
+    one.setAttribute("tabindex", "0");
+    one.focus({ preventScroll: false });
+  }
+}
+
+byId("tree").addEventListener("keydown", (event) => {
+  const items = [...byId("tree").querySelectorAll('[role="treeitem"]')].filter((one) => one instanceof HTMLElement);
+  const place = items.indexOf(/** @type {HTMLElement} */ (document.activeElement));
+  const path = items[place]?.dataset.path;
+  const row = path === undefined ? undefined : byPath.get(path);
+  if (!row) return;
+  const own = children.get(row.path) ?? [];
+  const closed = state.closed.has(row.path);
+  /** @type {Record<string, () => void>} */
+  const keys = {
+    ArrowDown: () => focusTree(items[Math.min(place + 1, items.length - 1)].dataset.path ?? ""),
+    ArrowUp: () => focusTree(items[Math.max(place - 1, 0)].dataset.path ?? ""),
+    Home: () => focusTree(items[0].dataset.path ?? ""),
+    End: () => focusTree(items[items.length - 1].dataset.path ?? ""),
+    ArrowRight: () => { if (own.length && closed) toggle(row.path); else if (own.length) { focusTree(own[0].path); return; } focusTree(row.path); },
+    ArrowLeft: () => { if (own.length && !closed) toggle(row.path); else if (row.parent !== null) { focusTree(row.parent); return; } focusTree(row.path); },
+    Enter: () => chooseLayer(row),
+    " ": () => chooseLayer(row),
+  };
+  if (!(event.key in keys)) return;
+  event.preventDefault();
+  keys[event.key]();
+});
+
+/** @type {Map<string, () => Node[]>} */
+const views = new Map();
+views.set("Input", inputView);
+if (content.layers.length) views.set("Layers", layersView);
+if (content.samples.some((sample) => sample.parts.some((one) => one.tokens !== null))) views.set("Tokens", tokensView);
+if (content.heads) views.set("Heads", headsView);
+views.set("Ledger", ledgerView);
+for (const one of content.results) views.set(one.title, () => [make("h2", {}, one.title), make("iframe", { sandbox: "", title: one.title, srcdoc: one.html })]);
+views.set("About", aboutView);
+
+function drawTabs() {
+  const names = [...views.keys()];
+  byId("tabs").replaceChildren(...names.map((name, place) => make("button", {
+    type: "button", role: "tab", id: `tab-${place}`, "aria-controls": "panel", "aria-selected": String(name === state.tab), tabindex: name === state.tab ? 0 : -1,
+    click: () => { state.tab = name; refresh(`#tab-${place}`); },
+    keydown: (/** @type {KeyboardEvent} */ event) => {
+      const step = event.key === "ArrowRight" ? 1 : event.key === "ArrowLeft" ? -1 : 0;
+      if (!step) return;
+      event.preventDefault();
+      const other = (place + step + names.length) % names.length;
+      state.tab = names[other];
+      refresh(`#tab-${other}`);
+    },
+  }, name)));
+  byId("panel").setAttribute("aria-labelledby", `tab-${names.indexOf(state.tab)}`);
+}
+
+function drawControls() {
+  const labels = content.samples.map((sample) => sample.label);
+  /** @param {Side} side @param {string} title @param {string} id */
+  const group = (side, title, id) => make("fieldset", {}, make("legend", {}, title),
+    choice("Input", labels, side.sample, (chosen) => { side.sample = chosen; refresh(); }, `input-${id}`),
+    choice("Target", content.targets.map((name, place) => content.samples[side.sample].targets[place] ?? name), side.target, (chosen) => { side.target = chosen; refresh(); }, `target-${id}`),
+    choice("Method", content.methods.map((one) => one.name), side.method, (chosen) => { side.method = chosen; refresh(); }, `method-${id}`));
+  const compare = make("button", { type: "button", id: "compare", "aria-pressed": String(state.second !== null), click: () => {
+    const side = state.first;
+    const other = labels.length > 1 ? { sample: (side.sample + 1) % labels.length } : content.targets.length > 1 ? { target: (side.target + 1) % content.targets.length } : { method: (side.method + 1) % content.methods.length };
+    state.second = state.second ? null : { ...side, ...other };
+    refresh("#compare");
+  } }, state.second ? "Show one" : "Compare two");
+  byId("controls").replaceChildren(group(state.first, state.second ? "A" : "Shown", "a"), ...(state.second ? [group(state.second, "B", "b")] : []), compare);
+}
+
+/** Draw everything again; the focus stays where it was, or goes to what is named. @param {string} [focus] */
+function refresh(focus) {
+  const before = document.activeElement?.id;
+  drawControls();
+  drawTabs();
+  drawTree();
+  byId("panel").replaceChildren(...(views.get(state.tab) ?? inputView)());
+  const wanted = focus ?? (before ? `#${before}` : "");
+  const element = wanted ? document.querySelector(wanted) : null;
+  if (element instanceof HTMLElement) element.focus({ preventScroll: true });
+}
+
+const select = /** @type {HTMLSelectElement} */ (byId("number"));
+content.numbers.forEach((one, place) => select.append(make("option", { value: place }, one.name)));
+select.addEventListener("change", () => {
+  state.number = Number(select.value);
+  refresh();
+});
+if (content.tree.length > 60) for (const row of content.tree) if (row.path.split(".").length > 2 && children.has(row.path)) state.closed.add(row.path);
+refresh();
