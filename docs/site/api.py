@@ -100,7 +100,7 @@ GROUPS = {
 }
 """Page -> its title, a sentence, and its public names of `layerlens`."""
 
-MORE = {"results": ["layerlens.report"], "scale": ["layerlens.scale"]}
+MORE = {"results": ["layerlens.report", "layerlens.explorer"], "scale": ["layerlens.scale"]}
 """Page -> public modules that are not in `layerlens.__all__`."""
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parents[1])]
 
+import explorers  # noqa: E402
 import stage  # noqa: E402
 
 
@@ -32,7 +33,10 @@ def build(out: Path, *, execute: bool, only_changed: bool = True) -> int:
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(stage.ROOT), os.environ.get("PYTHONPATH")]))
     options = ["-q", "-W", "--keep-going", "-b", "html", "-c", str(HERE), "-d", str(cache)]
     options += [] if only_changed else ["-E"]
-    return int(build_main([*options, f"-Dnb_execution_cache_path={cache / 'notebooks'}", str(source), str(out)]))
+    code = int(build_main([*options, f"-Dnb_execution_cache_path={cache / 'notebooks'}", str(source), str(out)]))
+    if code == 0:
+        explorers.write(out / "explorers")
+    return code
 
 
 def main() -> int:

@@ -7,6 +7,7 @@ import shutil
 from pathlib import Path
 
 import api
+import explorers
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -16,8 +17,8 @@ SECTIONS = {
     "Analyzers": """
         capture activation-maps saliency cam relevance sensitivity robustness interventions circuits weights-and-inputs
         layer-dynamics training-and-transfer faithfulness checks groups-and-errors language-models answers
-        generation
-        pictures-and-words diffusion sequences graphs figures gallery report beyond-one-machine
+        generation pictures-and-words diffusion sequences graphs figures gallery explorer report
+        beyond-one-machine
     """,
     "Write your own": "write-your-own-method write-your-own-rule write-your-own-figure",
     "Notebooks": """
@@ -47,7 +48,7 @@ def stage(folder: Path) -> None:
     folder.mkdir(parents=True)
     for page in sorted(DOCS.glob("*.md")):
         text = ALREADY.sub("](", page.read_text(encoding="utf-8"))
-        (folder / page.name).write_text(text + (tree() if page.stem == "index" else ""), encoding="utf-8")
+        (folder / page.name).write_text(text + MORE.get(page.stem, str)(), encoding="utf-8")
     for picture in DOCS.glob("*.png"):
         shutil.copy(picture, folder)
     notebooks(folder / "notebooks")
@@ -74,6 +75,10 @@ def tree() -> str:
         listed = "\n".join(names.split())
         parts.append(f"\n```{{toctree}}\n:hidden:\n:caption: {caption}\n\n{listed}\n```\n")
     return "".join(parts)
+
+
+MORE = {"index": tree, "explorer": explorers.links}
+"""Page -> what is added to it on the site."""
 
 
 def notebooks(folder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
@@ -30,7 +31,7 @@ from layerlens.targets.target import Spec
 from layerlens.wrapped_model import WrappedModel
 
 from . import page
-from .content import Explorer
+from .content import VIEWS, Explorer
 from .heads import HeadValues, heads_of, packed_heads, read_heads, sites_of
 from .inputs import parts_of
 from .layers import NUMBERS, Key, LayerValues, packed, read_layers, tree
@@ -40,7 +41,7 @@ from .plan import Plan, make_plan
 SIZE: Final = 4_500_000
 """Bytes of a file that is asked for by default."""
 
-INPUTS: Final = 0.12
+INPUTS: Final = 0.1
 """Share of it for the maps of inputs."""
 
 
@@ -119,9 +120,9 @@ def explore(
     with log.collect():
         samples = read(lens, x, specs[0] if len(specs) == 1 else None, labels)
         table = layer_table(lens.model, samples[0].inputs, forward=lens.forward)
-        plan = make_plan(lens, samples[0].inputs, layers, len(samples), len(specs), units, size)
-        left_out |= plan.left_out
         heads = heads_of(lens, samples[0].inputs)
+        plan = make_plan(lens, samples[0].inputs, layers, len(samples), len(specs), units, size, bool(heads))
+        left_out |= plan.left_out
     numbers = Numbers()
     rows: list[dict[str, Any]] = []
     by_layer: list[dict[Key, LayerValues]] = []
@@ -165,7 +166,7 @@ def explore(
         "samples": rows,
         "layers": shown,
         "tree": tree(lens, shown, table.rows),
-        "numbers": [{"name": one, "about": about} for one, about in NUMBERS],
+        "numbers": [{"name": one, "about": about} for one, about in NUMBERS[: None if len(specs) > 1 else -1]],
         "entries": entries,
         "heads": parts,
         "results": tabs,
@@ -262,14 +263,21 @@ def _tabs(results: Sequence[Any] | Mapping[str, Any]) -> list[dict[str, str]]:
             raise OptionError(f"results must be a list of results, got {type(results).__name__}: results=[...].")
         given = ((words(type(one).__name__), one) for one in results)
     tabs: list[dict[str, str]] = []
+    taken = set(VIEWS)
     for name, one in given:
         show = getattr(one, "_repr_html_", None)
         if show is None:
             raise OptionError(f"results: a {type(one).__name__} does not show itself as HTML (no _repr_html_).")
-        taken = sum(tab["title"].split(" (")[0] == name for tab in tabs)
-        html = show() + _figure(one)
-        tabs.append({"title": str(name) + (f" ({taken + 1})" if taken else ""), "html": page.framed(html)})
+        title = next(text for text in _numbered(str(name)) if text not in taken)
+        taken.add(title)
+        tabs.append({"title": title, "html": page.framed(show() + _figure(one))})
     return tabs
+
+
+def _numbered(name: str) -> Iterator[str]:
+    """The name, then the name with a number."""
+    yield name
+    yield from (f"{name} ({number})" for number in itertools.count(2))
 
 
 def _figure(result: Any) -> str:

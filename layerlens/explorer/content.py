@@ -15,6 +15,9 @@ from layerlens.report.page import check_file
 from . import page
 from .packing import View
 
+VIEWS = ("Input", "Layers", "Tokens", "Heads", "Ledger", "About")
+"""Tabs that every page may have; results have other titles."""
+
 HEIGHT = 760
 """Height of the page in a notebook, in pixels."""
 

@@ -44,7 +44,7 @@ class HeadValues:
     """The heads of one sample.
 
     Attributes:
-        contributions: of each target.
+        contributions: direct and total, one for each target.
         tokens: relevance at each place of what the heads return, by attention and head number, `(target, place)`.
         attention: attention weights of the last query, or of all; None if they cannot be read.
     """

@@ -28,8 +28,13 @@ NUMBERS: Final = (
     ("share of the strongest unit", "largest sum of relevance of a unit, by size, over the sum of all units' sizes"),
     ("activation", "mean size of the layer's output"),
     ("units off", "share of the units that are 0 at all places of this input"),
+    (
+        "difference of targets",
+        "how far other units carry the score of this target than that of the nearest other one: half the sum of the "
+        "differences between their shares of the size of relevance; 0 for the same units, 1 for others alone",
+    ),
 )
-"""Numbers by layer: name, and what it is."""
+"""Numbers by layer: name, and what it is; the last is there with several targets."""
 
 
 Key = tuple[str, int]
@@ -95,13 +100,18 @@ def _reduced(maps: ActivationMaps, active: Array, relevance: Array | None, plan:
     axes = tuple(range(1, active.ndim))
     block, unit_block = block_size(sizes, plan.cells), block_size(sizes, plan.unit_cells)
     off = float((np.abs(active).max(axis=axes, initial=0) == 0).mean())
-    numbers = [[np.nan], [np.nan], [np.nan], [float(np.abs(active).mean())], [off]]
+    numbers = [[np.nan], [np.nan], [np.nan], [float(np.abs(active).mean())], [off], [np.nan]]
     sums = None
+    if relevance is not None and not relevance.any():  # none came by, as at an embedding of tokens
+        relevance = None
     if relevance is not None:
         sums = relevance.sum(axis=tuple(range(2, relevance.ndim)))  # (target, unit)
         total = np.abs(sums).sum(axis=1)
         largest = np.abs(sums).max(axis=1) / np.where(total > 0, total, 1)
         numbers[:3] = [sums.sum(axis=1), np.abs(relevance).sum(axis=tuple(range(1, relevance.ndim))), largest]
+        shares = np.abs(sums) / np.where(total > 0, total, 1)[:, None]
+        apart = 0.5 * np.abs(shares[:, None] - shares).sum(axis=2)  # (target, target)
+        numbers[5] = np.where(np.eye(len(sums), dtype=bool), np.inf, apart).min(axis=1) if len(sums) > 1 else [np.nan]
     targets = 1 if sums is None else len(sums)
     return LayerValues(
         places=maps.axes[2:],

@@ -18,11 +18,8 @@ from layerlens.wrapped_model import WrappedModel
 
 from .packing import BYTES, block_size, cells_of
 
-LAYERS: Final = 0.62
+LAYERS: Final = 0.7
 """Share of the numbers of a file that layers need at least: their units, and one map each."""
-
-UNITS: Final = 0.3
-"""Share that numbers of units have at most."""
 
 MAPS: Final = 0.2
 """Share that one map of each layer has at most."""
@@ -35,6 +32,12 @@ LARGEST: Final = 20_000_000
 
 WIDEST: Final = 2048
 """Units of a layer whose numbers are kept at most."""
+
+TEXTS: Final = 250_000
+"""Bytes of the script, of names and of texts."""
+
+PICTURE: Final = 12_000
+"""Bytes of a picture, and of what describes a sample."""
 
 OVERHEAD: Final = 45
 """Numbers that what describes a layer of a sample takes the room of."""
@@ -77,7 +80,14 @@ class Plan:
 
 
 def make_plan(
-    lens: WrappedModel, inputs: Inputs, layers: Selection, samples: int, targets: int, maps: int, size: float
+    lens: WrappedModel,
+    inputs: Inputs,
+    layers: Selection,
+    samples: int,
+    targets: int,
+    maps: int,
+    size: float,
+    heads: bool,
 ) -> Plan:
     """Choose layers and sizes by the shapes of one sample.
 
@@ -91,6 +101,7 @@ def make_plan(
         targets: number of targets.
         maps: most units of a layer whose maps are shown.
         size: bytes of the file.
+        heads: whether there are heads to show.
 
     Raises:
         LayerNotFound: when none of the selected layers can be shown.
@@ -117,7 +128,8 @@ def make_plan(
         if not levels[0]:
             why = "; ".join(f"{path}: {text}" for path, text in left_out.items())
             raise LayerNotFound(f"none of the selected layers can be shown: {why}.")
-    room = size / BYTES
+    room = max(size - TEXTS - samples * PICTURE, 0.3 * size) / BYTES
+    room *= 1 - sum(SHARES.values()) * heads
     shown = levels[0] if levels else []
     for paths in levels[1:]:
         if _least([_shape(sites[path]) for path in paths], samples, targets) > LAYERS * room:
@@ -126,12 +138,12 @@ def make_plan(
     shapes = [_shape(sites[path]) for path in shown]
     every = samples * (targets + 1) * sum(min(units, WIDEST) for units, _ in shapes)
     most = min(max((units for units, _ in shapes), default=1), WIDEST)
-    if every > UNITS * room:
-        most = max(int(most * UNITS * room / every), 1)
-    used = min(every, UNITS * room) + samples * OVERHEAD * len(shown)
+    if every > LAYERS * room:
+        most = max(int(most * LAYERS * room / every), 1)
+    used = min(every, LAYERS * room) + samples * OVERHEAD * len(shown)
     cells = _cells(lambda cells: samples * targets * sum(_count(places, cells) for _, places in shapes), MAPS * room)
     used += samples * targets * sum(_count(places, cells) for _, places in shapes)
-    rest = max((LAYERS + MAPS) * room - used, MAPS * room)
+    rest = max((LAYERS + MAPS) * room - used, room / 10)
 
     def of_units(kept: int, cells: int) -> float:
         maps = sum(min(kept, units) * _count(places, cells) for units, places in shapes if places)

@@ -343,6 +343,12 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         "a data set",
     ),
     Question(
+        "How do I look around in it with the mouse?",
+        "lens.explore(x, targets={target})",
+        "5 gradients, 7 forward passes",
+        ("a score", "a gradient"),
+    ),
+    Question(
         "What can I send to someone?",
         'lens.report(x, targets={target}, path="report.html")',
         "auto, 100 gradients, 500 forward passes",

@@ -38,6 +38,19 @@ def test_a_page_opens_whole_and_fetches_nothing_from_outside(browser, built, nam
     page.close()
 
 
+def test_the_gallery_of_explorers_opens(browser, built):
+    page = browser.new_page()
+    page.goto((built / "explorer.html").as_uri())
+    links = [one.get_attribute("href") for one in page.locator("article a[href^='explorers/']").all()]
+    assert {"explorers/cnn.html", "explorers/lstm.html"} <= set(links)
+    for link in links:
+        page.goto((built / link).as_uri())
+        page.get_by_role("tab", name="Layers", exact=True).click()
+        assert page.locator("#layer-name").is_visible()
+        assert (built / link).stat().st_size < 5_000_000
+    page.close()
+
+
 @pytest.mark.parametrize("name", EQUATIONS)
 def test_equations_are_drawn_by_the_browser_itself(browser, built, name):
     page = browser.new_page()

@@ -25,10 +25,10 @@ def site(monkeypatch):
     monkeypatch.syspath_prepend(str(SITE))
     import api
     import mathml
-    import stage
+    import stage  # which imports explorers
 
     yield {"api": api, "mathml": mathml, "stage": stage}
-    for name in ("api", "mathml", "stage"):
+    for name in ("api", "explorers", "mathml", "stage"):
         sys.modules.pop(name)
 
 

@@ -69,6 +69,9 @@ def test_layers_and_units_are_those_of_the_analyzers(digits):
     assert numbers[2] == pytest.approx(float(by_unit.max() / by_unit.sum()), rel=1e-5)
     assert numbers[3] == pytest.approx(float(active.abs().mean()), rel=1e-5)
     assert numbers[4] == pytest.approx(float((active.abs().amax((1, 2)) == 0).double().mean()))
+    both = [lens.relevance(images[1:2], target=spec, layers=name).layers[name][0][0] for spec in (7, "three")]
+    shares = [one.sum((1, 2)).abs() / one.sum((1, 2)).abs().sum() for one in both]
+    assert numbers[5] == pytest.approx(float((shares[0] - shares[1]).abs().sum() / 2), rel=1e-5)
     strongest = max(known(about), key=lambda unit: float(by_unit[unit]))
     assert strongest in about["kept"]
 
@@ -170,6 +173,7 @@ def test_the_policy_names_the_script_and_the_styles_by_their_hash(digits):
 
 def test_it_shows_itself_and_writes_itself(digits, tmp_path):
     explorer = digits[2]
+    assert explorer.views == ("Input", "Layers", "Ledger", HOSTILE, "Layers (2)")
     assert "3 samples, 2 targets, 2 methods" in repr(explorer) and "Ledger" in repr(explorer)
     assert explorer._repr_html_().startswith("<iframe") and 'sandbox="allow-scripts"' in explorer._repr_html_()
     path = explorer.save(tmp_path / "explorer.html")
@@ -201,7 +205,7 @@ def test_a_small_file_keeps_the_best_units():
         assert set(one["kept"]) <= set(known(one))
         for sample in explorer.content["samples"]:
             values = sample["layers"][place]
-            if values["map"] is not None:
+            if values["map"]:
                 total = read(explorer, values["numbers"])[0]
                 close(read(explorer, values["map"]).sum((1, 2)), total)
 

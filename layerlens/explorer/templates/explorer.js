@@ -221,7 +221,7 @@ function mapOf(values, sizes, block, axes, how) {
     const image = pen.createImageData(columns, rows);
     values.forEach((value, place) => {
       const [red, green, blue, alpha] = color(value / most, kind);
-      image.data.set([red, green, blue, Math.round(255 * alpha)], 4 * place);
+      image.data.set([red, green, blue, Math.round((how.picture ? 200 : 255) * alpha)], 4 * place);
     });
     pen.putImageData(image, 0, 0);
   }
@@ -462,9 +462,10 @@ function unitView(layer, unit) {
   const found = [make("h3", { id: "unit-name" }, title[0].toUpperCase() + title.slice(1)), next((side) => {
     const values = valuesOf(side, layer);
     if (!values) return [make("p", {}, "No values for this input.")];
-    const shown = [];
-    if (kept >= 0 && values.maps) shown.push(make("h4", {}, "Relevance"), overInput(side, part(values.maps, side.target, kept), values.sizes, values.unitBlock, one.places, { label: `Relevance of ${title}` }));
-    if (kept >= 0 && values.active) shown.push(make("h4", {}, "Activation"), overInput(side, part(values.active, kept), values.sizes, values.unitBlock, one.places, { label: `Activation of ${title}`, kind: "active" }));
+    const maps = make("div", { class: "pair" });
+    const shown = [maps];
+    if (kept >= 0 && values.maps) maps.append(make("div", {}, make("h4", {}, "Relevance"), overInput(side, part(values.maps, side.target, kept), values.sizes, values.unitBlock, one.places, { label: `Relevance of ${title}` })));
+    if (kept >= 0 && values.active) maps.append(make("div", {}, make("h4", {}, "Activation"), overInput(side, part(values.active, kept), values.sizes, values.unitBlock, one.places, { label: `Activation of ${title}`, kind: "active" })));
     if (kept < 0 && one.places.length) shown.push(make("p", { class: "note" }, "The map of this unit is not in this file; explore(units=...) keeps more."));
     const relevance = values.relevance;
     const rows = content.samples[side.sample].targets.map((text, target) => [text, relevance ? exact(part(relevance, target)[place]) : "unknown"]);
@@ -673,7 +674,7 @@ function drawTree() {
     const open = !state.closed.has(row.path);
     const text = `${row.path || row.name}, ${row.type}${Number.isFinite(value) ? `, ${number.name} ${exact(value)}` : ""}`;
     const line = make("div", { class: "row" }, make("span", { "aria-hidden": "true", click: (/** @type {Event} */ event) => { event.stopPropagation(); if (own.length) toggle(row.path); } }, own.length ? (open ? "▾" : "▸") : ""),
-      make("span", {}, row.name, " ", make("span", { class: "kind" }, row.name === row.type ? "" : row.type)), make("span", { class: "track" }, Number.isFinite(value) ? bar(value / most, state.number > 2 ? "active" : "relevance") : null), make("span", { class: "value" }, short(value)));
+      make("span", {}, row.name, " ", make("span", { class: "kind" }, row.name === row.type ? "" : row.type)), make("span", { class: "track" }, Number.isFinite(value) ? bar(value / most, state.number > 1 ? "active" : "relevance") : null), make("span", { class: "value" }, short(value)));
     line.addEventListener("click", () => chooseLayer(row));
     line.addEventListener("pointerenter", () => say(text));
     const element = make("li", { role: "treeitem", "aria-level": level, "aria-selected": String(row.path === chosen), "aria-expanded": own.length ? String(open) : null, "aria-label": text, tabindex: row.path === (chosen ?? "") ? 0 : -1, "data-path": row.path }, line,
@@ -804,5 +805,6 @@ select.addEventListener("change", () => {
   state.number = Number(select.value);
   refresh();
 });
-if (content.tree.length > 60) for (const row of content.tree) if (row.path.split(".").length > 2 && children.has(row.path)) state.closed.add(row.path);
+const paths = content.layers.map((one) => one.path);
+for (const { path } of content.tree) if (children.has(path) && !paths.some((one) => path === "" || one.startsWith(`${path}.`))) state.closed.add(path);
 refresh();

@@ -1,0 +1,311 @@
+"""The explorer in a real browser, used with the mouse and with the keyboard: every number is Python's."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import layerlens
+from tests.report.test_browser import CONTRAST
+
+from .conftest import HOSTILE, layer_named, read
+
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+MADE = ("digits", "words", "series")
+SCRIPT = Path(layerlens.__file__).parent / "explorer" / "templates" / "explorer.js"
+TYPESCRIPT = "typescript@5.9.3"
+
+
+@pytest.fixture
+def opened(browser, request, tmp_path):
+    """Open the explorer of a fixture: the page, and the explorer; what goes wrong on the page fails the test."""
+    troubles, pages = [], []
+
+    def show(name, **options):
+        explorer = request.getfixturevalue(name)[2]
+        path = explorer.save(tmp_path / f"{name}.html")
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        page.on(
+            "request",
+            lambda one: troubles.append(one.url) if not one.url.startswith(("data:", path.as_uri(), "about:")) else 0,
+        )
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page, explorer
+
+    yield show
+    for page in pages:
+        page.close()
+    assert troubles == []
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def last_number(text):
+    return float(text.rsplit(":", 1)[1])
+
+
+def same(text, value):
+    """Whether a text ends in the six digits of a float32 number."""
+    assert last_number(text) == float(f"{float(np.float32(value)):.6g}"), (text, value)
+
+
+def reading(page):
+    return page.inner_text("#reading")
+
+
+def point_at(page, element, row, column, rows, columns):
+    """Move the mouse to a cell of a map."""
+    element.scroll_into_view_if_needed()
+    box = element.bounding_box()
+    page.mouse.move(box["x"] + (column + 0.5) * box["width"] / columns, box["y"] + (row + 0.5) * box["height"] / rows)
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("made", MADE)
+def test_every_view_opens_whole_and_fetches_nothing(opened, made, width, scheme):
+    page, explorer = opened(made, viewport={"width": width, "height": 900}, color_scheme=scheme)
+    for name in (*explorer.views, "About"):
+        tab(page, name)
+        assert page.get_by_role("tabpanel").inner_text().strip()
+        assert page.evaluate("document.documentElement.scrollWidth <= innerWidth"), name
+        assert page.evaluate(CONTRAST) == [], name
+
+
+@pytest.mark.parametrize("made", MADE)
+def test_everything_can_be_clicked(opened, made):
+    page, explorer = opened(made)
+    content = explorer.content
+    page.click("#compare")
+    for name in (*explorer.views, "About"):
+        tab(page, name)
+        for which in ("input-a", "target-b", "method-b"):
+            count = page.locator(f"#{which} option").count()
+            for place in [*range(count), 0]:
+                page.select_option(f"#{which}", str(place))
+        for place in range(len(content["numbers"])):
+            page.select_option("#number", str(place))
+    items = [row for row in content["tree"] if row["layers"]]
+    for row in items:
+        page.locator(f'[data-path="{row["path"]}"] > .row').click()
+        assert page.locator("#layer-name").inner_text().startswith(row["path"])
+    tab(page, "Layers")
+    for place in range(3):
+        page.select_option("#sort", str(place))
+        page.locator("[data-unit]").first.click()
+        assert page.locator("#unit-name").is_visible()
+    page.select_option("#kind", "1")
+    page.locator("#top-inputs button").first.click()
+    for summary in (tab(page, "Ledger"), *page.locator(".flow > details > summary").all())[1:]:
+        summary.click()
+    if made == "words":
+        tab(page, "Tokens")
+        page.locator(".words button").first.click()
+        page.locator(".cells button").first.click()
+        assert page.locator("#head-name").is_visible()
+        page.select_option("#share", "1")
+
+
+def test_a_map_says_its_numbers_to_mouse_and_keyboard(opened):
+    page, explorer = opened("digits")
+    (part,) = explorer.content["samples"][1]["parts"]
+    page.select_option("#input-a", "1")
+    page.select_option("#target-a", "1")
+    for method in (0, 1):
+        page.select_option("#method-a", str(method))
+        values = read(explorer, part["maps"], method, 1)
+        rows, columns = values.shape
+        element = page.locator("#panel .map").first
+        for row, column in ((0, 0), (5, 20), (rows - 1, columns - 1)):
+            point_at(page, element, row, column, rows, columns)
+            same(reading(page), values[row, column])
+    element.focus()
+    point = np.array([rows - 1, columns - 1])
+    for key, step in (("ArrowUp", (-1, 0)), ("ArrowLeft", (0, -1)), ("ArrowUp", (-1, 0)), ("ArrowRight", (0, 1))):
+        page.keyboard.press(key)
+        point = point + step
+        same(reading(page), values[tuple(point)])
+
+
+def test_layers_units_and_the_tree_say_their_numbers(opened):
+    page, explorer = opened("digits")
+    layer = layer_named(explorer, "blocks.1")
+    about, values = explorer.content["layers"][layer], explorer.content["samples"][2]["layers"][layer]
+    page.select_option("#input-a", "2")
+    for number, one in enumerate(explorer.content["numbers"]):
+        page.select_option("#number", str(number))
+        row = page.locator('[data-path="blocks.1"]')
+        shown = float(row.get_attribute("aria-label").rsplit(" ", 1)[1])
+        assert shown == float(f"{float(read(explorer, values['numbers'], number, 0)):.6g}"), one
+    page.locator('[data-path="blocks.1"] > .row').click()
+    relevance, active = read(explorer, values["relevance"], 0), read(explorer, values["activation"])
+    order = np.argsort(-np.abs(relevance), kind="stable")
+    labels = [one.get_attribute("aria-label") for one in page.locator("#panel [data-unit]").all()]
+    for label, unit in zip(labels, order, strict=True):
+        found = re.fullmatch(r"unit (\d+): relevance (\S+), activation (\S+)", label)
+        assert int(found[1]) == unit
+        assert float(found[2]) == float(f"{float(relevance[unit]):.6g}")
+        assert float(found[3]) == float(f"{float(active[unit]):.6g}")
+    unit = about["kept"][0]
+    page.locator(f'[data-unit="{unit}"]').click()
+    maps = read(explorer, values["maps"], 0, 0)
+    rows, columns = maps.shape
+    element = page.locator("#panel .map:not(.small)").nth(1)
+    point_at(page, element, 3, 2, rows, columns)
+    same(reading(page), maps[3, 2])
+    page.select_option("#kind", "1")
+    best = page.locator("#top-inputs button").first.get_attribute("aria-label")
+    every = [float(read(explorer, one["layers"][layer]["activation"], unit)) for one in explorer.content["samples"]]
+    same(best, max(every))
+    assert best.startswith(explorer.content["samples"][int(np.argmax(every))]["label"])
+
+
+def test_tokens_heads_and_the_ledger_say_their_numbers(opened):
+    page, explorer = opened("words")
+    sample, heads = explorer.content["samples"][0], explorer.content["heads"]
+    (part,) = sample["parts"]
+    tab(page, "Tokens")
+    tokens = page.locator("#panel .words").first.locator("button")
+    for place in range(tokens.count()):
+        tokens.nth(place).hover()
+        same(reading(page), read(explorer, part["maps"], 0, 0, place))
+    tokens.nth(2).click()
+    rows = [one.get_attribute("aria-label") for one in page.locator("#panel .bars button").all()]
+    layer = layer_named(explorer, "blocks.1")
+    (label,) = [one for one in rows if " of blocks.1:" in one]
+    same(label, read(explorer, sample["layers"][layer]["map"], 0, 2))
+    cells = page.locator(".cells button")
+    for place in range(cells.count()):
+        number = int(cells.nth(place).get_attribute("data-head"))
+        row = heads["withTokens"].index(number)
+        same(cells.nth(place).get_attribute("aria-label"), read(explorer, sample["heads"]["tokens"], 0, row, 2))
+    tab(page, "Heads")
+    for share, name in enumerate(("direct", "total")):
+        page.select_option("#share", str(share))
+        for label in (one.get_attribute("aria-label") for one in page.locator("#panel .bars button").all()):
+            place = next(k for k, one in enumerate(heads["parts"]) if f"of {one['name']}:" in label)
+            same(label, read(explorer, sample["heads"][name], 0, place))
+    cells.first.click()
+    query = page.locator("#panel .words").nth(1).locator("button")
+    looks = sample["heads"]["attention"]
+    for place in range(query.count()):
+        query.nth(place).hover()
+        same(reading(page), read(explorer, looks["weights"], 0, -1, place))
+    tab(page, "Ledger")
+    for place, summary in enumerate(page.locator(".flow > details > summary").all()):
+        summary.hover()
+        assert last_number(reading(page)) == pytest.approx(sample["ledger"]["sums"][0][place + 1], rel=1e-5, abs=1e-12)
+
+
+def test_two_are_compared_side_by_side(opened):
+    page, explorer = opened("series")
+    page.click("#compare")
+    page.select_option("#input-b", "1")
+    page.select_option("#target-b", "1")
+    page.select_option("#method-b", "1")
+    maps = [page.locator(f'[data-side="{side}"] .map').nth(1) for side in (0, 1)]
+    assert abs(maps[0].bounding_box()["y"] - maps[1].bounding_box()["y"]) < 2
+    for side, element in enumerate(maps):
+        values = read(explorer, explorer.content["samples"][side]["parts"][0]["maps"], side, side, 0)
+        point_at(page, element, 0, 7, 1, len(values))
+        same(reading(page), values[7])
+
+
+def test_the_keyboard_is_enough(opened):
+    page, _ = opened("digits")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.className") == "skip"
+
+    def until(test):
+        for _ in range(60):
+            page.keyboard.press("Tab")
+            if page.evaluate(test):
+                return
+        raise AssertionError(test)
+
+    until("document.activeElement.getAttribute('role') === 'treeitem'")
+    outline = "getComputedStyle(document.activeElement.firstElementChild).outlineStyle"
+    assert page.evaluate(outline) == "solid"
+    page.keyboard.press("Home")
+    page.keyboard.press("ArrowDown")
+    assert page.evaluate("document.activeElement.dataset.path") == "stem"
+    page.keyboard.press("ArrowLeft")
+    assert page.evaluate("document.activeElement.getAttribute('aria-expanded')") == "false"
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.dataset.path") == "stem.conv"
+    page.keyboard.press("Enter")
+    assert page.locator("#layer-name").inner_text().startswith("stem.conv")
+    until("document.activeElement.getAttribute('role') === 'tab'")
+    page.keyboard.press("ArrowRight")
+    assert page.get_by_role("tab", selected=True).inner_text() == "Ledger"
+    page.keyboard.press("ArrowLeft")
+    until("document.activeElement.dataset.unit !== undefined")
+    chosen = page.evaluate("document.activeElement.dataset.unit")
+    page.keyboard.press("Enter")
+    assert page.locator("#unit-name").inner_text().startswith(f"Unit {chosen} of stem.conv")
+    assert page.evaluate("document.activeElement.dataset.unit") == chosen  # the focus stays
+
+
+def test_names_for_a_reader_of_the_screen(opened):
+    page, explorer = opened("digits")
+    assert page.get_by_role("main").count() == page.get_by_role("banner").count() == 1
+    assert page.get_by_role("tree", name="Layers").count() == page.get_by_role("tablist", name="Views").count() == 1
+    assert page.get_by_role("treeitem").count() == len(explorer.content["tree"])
+    for role in ("button", "combobox", "application"):
+        for one in page.get_by_role(role).all():
+            assert one.evaluate(
+                "e => (e.getAttribute('aria-label') || e.labels?.[0]?.textContent || e.textContent).trim()"
+            )
+
+
+def test_hostile_names_are_text_and_results_cannot_run_anything(opened):
+    page, _ = opened("digits")
+    alerts = []
+    page.on("dialog", lambda dialog: alerts.append(dialog.dismiss()))
+    assert page.locator("h1").inner_text() == HOSTILE and page.title() == HOSTILE
+    tab(page, HOSTILE)
+    frame = page.locator("#panel iframe")
+    assert frame.get_attribute("sandbox") == ""
+    inside = page.frame_locator("#panel iframe")
+    assert "epsilon" in inside.locator("body").inner_text() and inside.locator("img").count() == 2
+    assert alerts == []
+
+
+def test_a_notebook_shows_it_in_a_frame(browser, digits):
+    page = browser.new_page()
+    troubles = []
+    page.on("pageerror", lambda error: troubles.append(str(error)))
+    page.set_content(f"<!doctype html><body>{digits[2]._repr_html_()}</body>")
+    inside = page.frame_locator("iframe")
+    inside.get_by_role("tab", name="Layers", exact=True).first.click()
+    assert inside.locator("#layer-name").is_visible() and troubles == []
+    page.close()
+
+
+def test_the_script_has_types(tmp_path):
+    assert shutil.which("npm"), "this test needs npm"
+    options = "--allowJs --checkJs --strict --noEmit --target es2022 --module esnext --moduleDetection force"
+    command = [
+        "npm",
+        "exec",
+        "--yes",
+        f"--package={TYPESCRIPT}",
+        "--",
+        "tsc",
+        *options.split(),
+        "--lib",
+        "es2022,dom,dom.iterable",
+        SCRIPT,
+    ]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
