@@ -31,13 +31,16 @@ FEW = 3
 
 
 @functools.lru_cache(maxsize=4)
-def faster(model: nn.Module, kind: torch.dtype) -> nn.Module:
-    """A copy of a model that is faster on a CPU: with its channels last, in some type."""
-    return copy.deepcopy(model).to(kind, memory_format=torch.channels_last)
+def faster(model: nn.Module) -> nn.Module:
+    """A copy of a model with its channels last, which is faster on a CPU.
+
+    In bfloat16 it is twice as fast again, but moves the difference of two maps by up to .02 on a picture.
+    """
+    return copy.deepcopy(model).to(memory_format=torch.channels_last)
 
 
 class Curves:
-    """The curves of maps of one picture, in bfloat16: half the time, for less than .01 of a difference of two maps.
+    """The curves of maps of one picture.
 
     Args:
         model: a classifier.
@@ -46,7 +49,7 @@ class Curves:
     """
 
     def __init__(self, model: nn.Module, x: torch.Tensor, target: int) -> None:
-        self.model = faster(model, torch.bfloat16)
+        self.model = faster(model)
         self.x, self.target = x, target
         self.fills = {"mean": x.mean(dim=(2, 3), keepdim=True).expand_as(x), "blur": blur(x, (2, 3))}
         self.ends = self.probability(torch.cat([x, *self.fills.values()]))
@@ -55,8 +58,7 @@ class Curves:
         """The probabilities of the class, `(n,)`, 16 pictures at a time."""
         with torch.inference_mode():
             parts = [
-                self.model(part.bfloat16().contiguous(memory_format=torch.channels_last)).float().softmax(dim=1)
-                for part in x.split(16)
+                self.model(part.contiguous(memory_format=torch.channels_last)).softmax(dim=1) for part in x.split(16)
             ]
         return torch.cat(parts)[:, self.target].clone()
 

@@ -34,7 +34,7 @@ class Masked:
     """
 
     def __init__(self, model: nn.Module, x: torch.Tensor, target: int) -> None:
-        self.model, self.x, self.target = faster(model, torch.float32), x, target
+        self.model, self.x, self.target = faster(model), x, target
         self.masks = SmoothMasks(list(x.shape[2:]), CELLS)
         draw([self.masks], MASKS, 0.5, "balanced", 0)
         self.scores = torch.zeros(0, 2, dtype=torch.float64)
