@@ -132,8 +132,13 @@ def explore(
         for sample in samples:
             next(steps)
             with log.collect(sample.label):
-                gathered = _gather(lens, sample, specs, methods, plan, heads, len(samples), left_out, notes)
+                skipped = dict(left_out)
+                gathered = _gather(lens, sample, specs, methods, plan, heads, len(samples), skipped, notes)
             maps, values, of_heads = gathered
+            if sample is samples[0]:
+                left_out = skipped
+            new = {path: why for path, why in skipped.items() if path not in left_out}  # it took another route
+            notes += [f"{sample.label}: layer {path} is not shown: {why.rstrip('.')}." for path, why in new.items()]
             cells = INPUTS * size / BYTES / len(samples) / len(specs) / len(maps)
             rows.append({
                 "label": sample.label,
@@ -155,7 +160,7 @@ def explore(
     for row, own, of_sample, amount in zip(rows, layer_values, head_values, amounts, strict=True):
         row |= {"layers": own, "heads": of_sample, "ledger": amount}
     name = type(lens.model).__name__
-    notes += [f"Layer {path} is not shown: {why}." for path, why in left_out.items()]
+    notes += [f"Layer {path} is not shown: {why.rstrip('.')}." for path, why in left_out.items()]
     content: dict[str, Any] = {
         "title": title or f"Inside {name}",
         "targets": _target_names(rows, len(specs)),

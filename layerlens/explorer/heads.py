@@ -22,7 +22,7 @@ from layerlens.results import AttentionWeights, Contributions, Relevance
 from layerlens.targets.target import Target
 from layerlens.wrapped_model import WrappedModel
 
-from .packing import Numbers, block_size, pooled
+from .packing import BYTES, Numbers, block_size, pooled
 from .plan import Plan
 
 
@@ -193,7 +193,8 @@ def _attention(
             places.append(place)
     if not rows or len({row.shape for row in rows}) > 1:
         return None
-    if samples * len(rows) * rows[0].size > 3 * plan.room("attention"):
+    more = samples * len(rows) * rows[0].size
+    if more > plan.room("attention") and (numbers.count + more) * BYTES > 0.9 * plan.bytes:
         notes.append("Attention weights are left out, which would make the file too large.")
         return None
     queries = next(iter(found.queries.values()), tuple(range(rows[0].shape[0])))

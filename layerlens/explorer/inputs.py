@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from layerlens.errors import PlotError
-from layerlens.plotting.drawing.attribution_sample import Sample as Shown, read
+from layerlens.model.trees import as_array
+from layerlens.plotting.drawing.attribution_sample import UNITS, Sample as Shown, read
 from layerlens.plotting.style import Array
 from layerlens.results import Attribution
 
@@ -48,10 +49,35 @@ def parts_of(
         try:
             shown = [[read(one, 0, name=name, grouped=False) for one in row] for row in maps]
         except PlotError as error:
-            notes.append(f"An input is not shown: {error}")
+            volume = _volume(maps, name, budget, numbers)
+            if volume is None:
+                notes.append(f"An input is not shown: {error}")
+            parts += [] if volume is None else [volume]
             continue
         parts.append(_part(first, name, shown, budget, numbers))
     return parts
+
+
+def _volume(
+    maps: Sequence[Sequence[Attribution]], name: str | None, budget: float, numbers: Numbers
+) -> dict[str, Any] | None:
+    """The map of a video or a volume, one slice below the other; None for an input of another form."""
+    axes, first = maps[0][0].axes_of(name), maps[0][0]
+    given = first.values if name is None else first.values[name]  # type: ignore[index]
+    if axes is None or not isinstance(given, torch.Tensor) or len(axes) != given.ndim:
+        return None
+    summed = tuple(place for place, axis in enumerate(axes[1:]) if axis in UNITS)
+    sizes = [size for place, size in enumerate(given.shape[1:]) if place not in summed]
+    every = [[one.values if name is None else one.values[name] for one in row] for row in maps]  # type: ignore[index]
+    if len(sizes) < 3 or any(one.shape != given.shape for row in every for one in row):  # type: ignore[union-attr]
+        return None
+    values = np.stack([np.stack([as_array(one[0].detach().double()) for one in row]) for row in every])  # type: ignore[index]
+    values = values.sum(axis=tuple(place + 2 for place in summed))
+    block = block_size(sizes, min(CELLS, int(budget)))
+    places = [axis for place, axis in enumerate(axes[1:]) if place not in summed]
+    about = {"name": name or "", "form": "image", "sizes": sizes, "block": block, "axes": places}
+    about |= dict.fromkeys(("picture", "tokens", "rows", "values"))
+    return {**about, "maps": numbers.add(pooled(values, len(sizes), block))}
 
 
 def _part(

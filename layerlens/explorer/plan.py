@@ -141,7 +141,8 @@ def make_plan(
     if every > LAYERS * room:
         most = max(int(most * LAYERS * room / every), 1)
     used = min(every, LAYERS * room) + samples * OVERHEAD * len(shown)
-    cells = _cells(lambda cells: samples * targets * sum(_count(places, cells) for _, places in shapes), MAPS * room)
+    of_layers = max(MAPS * room, LAYERS * room - used)
+    cells = _cells(lambda cells: samples * targets * sum(_count(places, cells) for _, places in shapes), of_layers)
     used += samples * targets * sum(_count(places, cells) for _, places in shapes)
     rest = max((LAYERS + MAPS) * room - used, room / 10)
 

@@ -145,6 +145,16 @@ def test_series_and_tables(series):
     close(read(made, part["values"]), table[1])
 
 
+def test_a_video_is_shown_slice_by_slice():
+    net = nn.Sequential(nn.Conv3d(1, 2, 3), nn.ReLU(), nn.Flatten(), nn.Linear(2 * 2 * 4 * 4, 2))
+    lens, x = Lens(net), torch.rand(1, 1, 4, 6, 6)
+    (part,) = lens.explore(x, targets=1).content["samples"][0]["parts"]
+    assert part["sizes"] == [4, 6, 6] and part["form"] == "image" and len(part["axes"]) == 3
+    made = lens.explore(x, targets=1)
+    values = lens.relevance(x, target=1).values[0].sum(0)
+    close(read(made, made.content["samples"][0]["parts"][0]["maps"], 0, 0).sum(), values.sum())
+
+
 # -- the page ----------------------------------------------------------------------------------------------------------
 
 
