@@ -52,7 +52,31 @@ def test_names_are_escaped_and_what_cannot_be_drawn_is_said(graph, tmp_path):
     assert plotting.graph_html(graph, count=1).count("<path") == 1
     with pytest.raises(errors.PlotError, match="every edge of the graph is zero"):
         plotting.graph_html(dataclasses.replace(graph, sent=graph.sent * 0))
+    pruned = graph.prune(0.95)
+    assert not pruned.edges() and "largest edges: none" in repr(pruned)
+    for draw in (plotting.graph_html, plotting.attribution_graph):
+        with pytest.raises(errors.PlotError, match=r"no edge is left to draw: prune\(0.95\).*graph.prune\(0.095\)"):
+            draw(pruned)
     with pytest.raises(errors.PlotError, match="NaN"):
         plotting.graph_html(dataclasses.replace(graph, sent=graph.sent * torch.nan))
     with pytest.raises(errors.ResultFileError, match="cannot save"):
         graph.to_html(tmp_path / "none" / "graph.html")
+
+
+def test_arcs_over_other_nodes_stay_within_the_figure():
+    torch.manual_seed(0)
+    names = [str(place) for place in range(6)]
+    net = torch.nn.Sequential(*(torch.nn.Linear(2, 2) for _ in names))
+    found = attribution_graph(net, torch.ones(1, 2), names, target=0)
+    sent = found.sent.clone()
+    sent[0, 0] = 1.0  # from the input to the score, over all others
+    found = dataclasses.replace(found, sent=sent)
+    drawn = plotting.attribution_graph(found)
+    (axes,) = drawn.axes
+    drawn.fig.canvas.draw()
+    box = axes.get_window_extent()
+    for line in axes.patches:
+        assert line.get_path().transformed(line.get_transform()).get_extents().y1 < box.y1
+    high = [float(y) for y in re.findall(r"Q\S+ (\S+) ", plotting.graph_html(found))]
+    level = float(re.search(r'd="M\S+ (\S+)Q', plotting.graph_html(found))[1])
+    assert (level + min(high)) / 2 > 0 and min(high) < level - 40  # the top of an arc is half as high as its control

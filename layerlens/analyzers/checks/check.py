@@ -22,6 +22,7 @@ from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
 from layerlens.progress import counting
 from layerlens.results import Finding, ModelChecks
+from layerlens.results.reports.checks import NOT_ASKED
 from layerlens.signatures import public, refuse_unknown
 from layerlens.targets.target import Spec
 
@@ -142,7 +143,7 @@ CHECKS = (
     Check("finite", "every number is finite", finite, constant(2)),
     Check("random", "the score is the same in every run", random, constant(3)),
     Check("mode", "the model is explained as it was given", mode, constant(3)),
-    Check("hooks", "nothing was hung onto the model", hooks, constant(2)),
+    Check("hooks", "nothing is attached to the model", hooks, constant(2)),
     Check("batch", "a sample has its own score", batch, constant(2)),
     Check("padding", "padding does not count", padding, constant(2)),
     Check("gradient", "the gradient is right", _gradient, constant(15)),
@@ -156,7 +157,9 @@ CHECKS = (
     Check("precision", "the numbers are exact enough", precision, constant(5), still=True),
     Check("scaffold", "perturbed samples are answered by the same function", scaffold, constant(80), still=True),
     Check("completeness", "the values add up", completeness, constant(0), mapped=True),
-    Check("shortcut", "the score does not hang on a few places", shortcut, constant(23), still=True, mapped=True),
+    Check(
+        "shortcut", "the score does not depend on a few places alone", shortcut, constant(23), still=True, mapped=True
+    ),
     Check("agreement", "methods agree", agreement, constant(20), still=True, mapped=True, left_out=True),
     Check("baseline", "the baseline does not decide", baseline, constant(36)),
     Check("weights", "the map depends on what was learned", weights, of_the_map(1), mapped=True),
@@ -257,7 +260,7 @@ def _run(examined: Examined, asked: Sequence[str], budget: float) -> ModelChecks
     with counting(f"checks, about {plan} passes", len(asked)) as done:
         for one in CHECKS:
             if one.name not in asked:
-                why = "not asked for" if bool(examined.score.isfinite().all()) else "the score is not finite"
+                why = NOT_ASKED if bool(examined.score.isfinite().all()) else "the score is not finite"
                 rows.append(Finding(one.claim, "not run", why, name=one.name))
                 continue
             before = examined.counted.passes

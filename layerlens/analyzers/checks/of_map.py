@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 
-from layerlens.analyzers.common.features.baselines import baselines
 from layerlens.analyzers.common.registry import METHODS
 from layerlens.analyzers.common.statistics import spearman
 from layerlens.analyzers.faithfulness.controls import control_maps
@@ -26,9 +25,6 @@ FEW = f"the map has {{}} places, too few to compare ranks (at least {ENOUGH})"
 MANY = 32
 """Fewest places at which a rank correlation near 1 cannot be chance."""
 
-ADDING = ("kernel_shap", "shapley_sampling")
-"""Methods whose values sum to S(x) - S(x')."""
-
 STEPS: dict[str, Any] = {"steps": 16, "tolerance": float("inf")}
 OTHERS: dict[str, dict[str, Any]] = {"input_x_gradient": {}, "integrated_gradients": STEPS, "relevance": {}}
 """Methods that cost little; leaving out is measured in any case."""
@@ -37,12 +33,7 @@ OTHERS: dict[str, dict[str, Any]] = {"input_x_gradient": {}, "integrated_gradien
 def completeness(examined: Examined) -> Found:
     """What the method proves about its sum."""
     found = examined.attribution
-    gap = found.checks.get("completeness gap")
-    if gap is None and found.method in ADDING and "baseline" in found.settings:
-        with torch.no_grad():
-            empty = examined.run(baselines(examined.scorer, found.settings["baseline"])[0])
-        change = examined.score - empty
-        gap = (flat_map(found).sum(dim=1) - change).abs() / change.abs().clamp_min(1e-12)
+    gap = found.checks.get("completeness gap", found.checks.get("efficiency gap"))  # both relative
     if gap is None:
         if "ledger residual" in found.checks:
             own = float(found.checks["ledger residual"].abs().max())

@@ -1,4 +1,4 @@
-"""Checks of the model: what it does not use, what else changes its score, and what was hung onto it."""
+"""Checks of the model: what it does not use, what else changes its score, and what is attached to it."""
 
 from __future__ import annotations
 
@@ -272,14 +272,14 @@ def hung(model: nn.Module) -> list[Hung]:
 
 
 def hooks(examined: Examined) -> Found:
-    """Hooks that hang on layers and weights, and what they change."""
+    """Hooks of layers and weights, and what they change."""
     found: list[Hung] = examined.hung
     weights = [name for name, one in examined.model.named_parameters() if one._backward_hooks]
     replaced = [path or "the model itself" for path, one in examined.model.named_modules() if "forward" in vars(one)]
     every = [f"{one.path} ({one.name})" for one in found] + [f"{name} (a hook of its gradient)" for name in weights]
     every += [f"{path} (forward replaced)" for path in replaced]
     if not every:
-        return "fine", "no hooks hang on the model"
+        return "fine", "the model has no hooks, and no forward was replaced"
     if not found:
         means = "the layer, or its gradient, is not what its class says"
         return "worth knowing", f"found on {named(every)}", means, "remove it, and check again"

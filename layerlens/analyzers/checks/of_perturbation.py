@@ -53,10 +53,9 @@ def scaffold(examined: Examined) -> Found:
         other += int((steep & (cosine < ALIKE)).sum())
         seen = zip(steep.tolist(), shares[0].tolist(), cosine.tolist(), strict=True)
         worst += [(share, like) for cliff, share, like in seen if cliff]
-    text = (
-        f"{cliffs} of {paths} paths to perturbed samples cross a cliff, and behind {other} the gradient is another one"
-    )
+    text = f"none of {paths} paths to perturbed samples crosses a cliff"
     if worst:
+        text = f"{cliffs} of {paths} paths to perturbed samples cross a cliff, and behind {other} the gradient differs"
         share, like = max(worst, key=lambda pair: pair[0] - pair[1])
         text += f" (cosine {like:.2f}; {percent(share)} of all change in a 64th of the path)"
     do = (

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 ROW, LETTER, DOT = 0.2, 0.062, 0.16
 """Inches between rows, of a letter of a name, and of a dot."""
 
+BEND = 0.15
+"""Twice the height of an arc over its length, for an edge that passes a column in its own row."""
+
 
 @figure(AttributionGraph, kind="graph", usual=True)
 def attribution_graph(
@@ -58,12 +61,8 @@ def attribution_graph(
         >>> len(attribution_graph(graph).data["nodes"])
         3
     """
-    check_count("count", count)
-    finite_array(found.sent, "the edges")
-    finite_array(found.relevance, "the relevance of the nodes")
-    edges = found.edges()[:count]
-    if not edges:
-        raise PlotError("every edge of the graph is zero, or pruned: prune less, or take another target.")
+    every = drawable_edges(found, count)
+    edges = every[:count]
     named = {name for edge in edges for name in edge[:2]}
     nodes = [name for name in (*found.nodes, "score") if name in named]
     layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
@@ -74,18 +73,43 @@ def attribution_graph(
     with Canvas(width=width, ax=ax) as canvas:
         pitch = 0.92 * canvas.width / len(columns)
         places = place_nodes([(name, columns.index(layers.get(name, "score"))) for name in nodes], shown, pitch)
-        notes = [f"{len(edges)} of {len(found.edges())} edges; thickness: relevance; red positive, blue negative"]
+        notes = [f"{len(edges)} of {len(every)} edges; thickness: relevance; red positive, blue negative"]
         notes += [f"names begin with {shared}"] * bool(shared)
         canvas.title(title, f"{words(found.method)}, {found.target}", "; ".join(notes))
         axes = canvas.panel()
         rows = [row for _, row in places.values()]
-        canvas.panels[-1].height = ROW * (max(rows) - min(rows) + 3)
+        arcs = [
+            places[one][1] - BEND / 2 * arc_columns(places[one], places[two]) * pitch / ROW for one, two, _ in edges
+        ]
+        top, bottom = min([*rows, *arcs]) - 1.5, max(rows) + 1.5
+        canvas.panels[-1].height = ROW * (bottom - top)
         _draw(axes, edges, places, shown, sizes)
         axes.set_xlim(-0.5, len(columns) - 0.5 + LETTER * len(shown.get("score", "")) / pitch)
-        axes.set_ylim(max(rows) + 1.5, min(rows) - 1.5)
+        axes.set_ylim(bottom, top)
         return canvas.finish(
             {"nodes": nodes, "places": np.array([places[name] for name in nodes], float), "edges": edges}
         )
+
+
+def drawable_edges(found: AttributionGraph, count: int) -> list[tuple[str, str, float]]:
+    """Return every edge of a graph that can be drawn, largest by size first.
+
+    Raises:
+        OptionError: if `count` is below 1.
+        PlotError: if the graph has no edge, or values are not finite.
+    """
+    check_count("count", count)
+    edges, share = found.edges(), found.settings.get("pruned")
+    if not edges and share:
+        raise PlotError(
+            f"no edge is left to draw: prune({share:g}) removed all of them. Prune the whole graph with a smaller "
+            f"share, such as graph.prune({share / 10:g})."
+        )
+    if not edges:
+        raise PlotError("every edge of the graph is zero, so there is nothing to draw: give another target or input.")
+    finite_array(found.sent, "the edges")
+    finite_array(found.relevance, "the relevance of the nodes")
+    return edges
 
 
 def short_names(nodes: list[str], whole: list[str]) -> tuple[dict[str, str], str]:
@@ -121,6 +145,11 @@ def _from_the_middle() -> Iterator[int]:
         yield from (-distance, distance)
 
 
+def arc_columns(sender: tuple[int, int], receiver: tuple[int, int]) -> int:
+    """Return the columns that an arc spans, 0 for a straight line: one to another row, or to the next column."""
+    return receiver[0] - sender[0] if sender[1] == receiver[1] and receiver[0] - sender[0] > 1 else 0
+
+
 def _draw(
     axes: Axes,
     edges: list[tuple[str, str, float]],
@@ -132,9 +161,9 @@ def _draw(
 
     largest = max(abs(value) for *_, value in edges)
     for sender, receiver, value in reversed(edges):
-        straight = places[sender][1] != places[receiver][1] or places[receiver][0] - places[sender][0] <= 1
+        bend = -BEND if arc_columns(places[sender], places[receiver]) else 0.0
         line = FancyArrowPatch(
-            places[sender], places[receiver], connectionstyle=f"arc3,rad={0.0 if straight else -0.15}",
+            places[sender], places[receiver], connectionstyle=f"arc3,rad={bend}",
             arrowstyle="-", shrinkA=0, shrinkB=0, linewidth=0.4 + 4 * abs(value) / largest,
             color=style.signed_colors([value])[0], alpha=0.7, zorder=1,
         )  # fmt: skip

@@ -5,14 +5,12 @@ from __future__ import annotations
 import html
 from typing import Final
 
-from layerlens.errors import PlotError, check_count
 from layerlens.results import AttributionGraph
 from layerlens.signatures import public
 
 from .. import style
-from ..drawing.images import finite_array
 from ..words import words
-from .attribution_graph import LETTER, place_nodes, short_names
+from .attribution_graph import BEND, LETTER, arc_columns, drawable_edges, place_nodes, short_names
 
 PITCH, ROW, WIDE = 96, 28, 7.2
 """Pixels from column to column, from row to row, and of a letter."""
@@ -56,13 +54,8 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
         >>> page.count("<circle"), "<script" in page
         (3, False)
     """
-    check_count("count", count)
-    finite_array(found.sent, "the edges")
-    finite_array(found.relevance, "the relevance of the nodes")
-    every = found.edges()
+    every = drawable_edges(found, count)
     edges = every[:count]
-    if not edges:
-        raise PlotError("every edge of the graph is zero, or pruned: prune less, or take another target.")
     named = {name for edge in edges for name in edge[:2]}
     nodes = [name for name in (*found.nodes, "score") if name in named]
     layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
@@ -70,12 +63,18 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
     shown, shared = short_names(nodes, [*found.inputs, "score"])
     at = [(name, columns.index(layers.get(name, "score"))) for name in nodes]
     places = place_nodes(at, shown, PITCH * LETTER / WIDE)
-    lowest = min(row for _, row in places.values())
-    where = {name: (20 + PITCH * column, 24 + ROW * (row - lowest)) for name, (column, row) in places.items()}
+    bends = {edge[:2]: BEND * PITCH * arc_columns(*(places[name] for name in edge[:2])) for edge in edges}
+    top = min(
+        [
+            *(ROW * row for _, row in places.values()),
+            *(ROW * places[one][1] - bend / 2 for (one, _), bend in bends.items()),
+        ]
+    )
+    where = {name: (20 + PITCH * column, round(24 + ROW * row - top)) for name, (column, row) in places.items()}
     numbers = {name: place for place, name in enumerate(nodes)}
     sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
     score = sizes["score"] = float(found.score.mean())
-    largest, top = max(abs(value) for *_, value in edges), max(abs(sizes[name]) for name in nodes) or 1.0
+    largest, most = max(abs(value) for *_, value in edges), max(abs(sizes[name]) for name in nodes) or 1.0
 
     def of(value: float) -> str:
         return f"{style.number(value)} ({100 * value / score:.1f}% of the score)" if score else style.number(value)
@@ -83,8 +82,7 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
     drawn = []
     for sender, receiver, value in reversed(edges):
         (x, y), (u, v) = where[sender], where[receiver]
-        bend = 14 if y == v and u - x > PITCH else 0
-        curve = f"M{x} {y}Q{(x + u) / 2:g} {(y + v) / 2 - bend:g} {u} {v}"
+        curve = f"M{x} {y}Q{(x + u) / 2:g} {(y + v) / 2 - bends[sender, receiver]:g} {u} {v}"
         look = f'stroke="{RED if value > 0 else BLUE}" stroke-width="{0.6 + 6 * abs(value) / largest:.1f}"'
         drawn.append(
             f'<path class="e n{numbers[sender]} n{numbers[receiver]}" d="{curve}" {look}>'
@@ -94,7 +92,7 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
         x, y = where[name]
         own = [edge for edge in edges if name in edge[:2]][:12]
         lines = [f"{name}: {of(sizes[name])}", *(f"{one} → {two}: {style.number(value)}" for one, two, value in own)]
-        radius = 3 + 6 * (abs(sizes[name]) / top) ** 0.5
+        radius = 3 + 6 * (abs(sizes[name]) / most) ** 0.5
         drawn.append(
             f'<g class="k{numbers[name]}"><title>{html.escape(chr(10).join(lines))}</title><circle cx="{x}" cy="{y}" '
             f'r="{radius:.1f}" fill="{RED if sizes[name] > 0 else BLUE}"/><text x="{x + radius + 3:.1f}" y="{y + 4}">'

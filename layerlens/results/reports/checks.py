@@ -170,6 +170,9 @@ def _inside(path: str, parent: str) -> bool:
 SEVERITIES: Final = ("serious", "worth knowing", "unclear", "fine", "not run")
 """What a check can come to, the worst first: a fault, a limit, no answer, nothing, or no attempt."""
 
+NOT_ASKED = "not asked for"
+"""What is said of a check that `checks=` does not name."""
+
 _VERDICTS = {"serious": "FAIL", "worth knowing": "note", "unclear": "unclear", "fine": "pass", "not run": "not run"}
 
 
@@ -286,7 +289,10 @@ class ModelChecks(Result):
         lines = textwrap.wrap(f"checks: {head}", width, subsequent_indent="  ")
         for severity in SEVERITIES:
             if found := self.of(severity):
-                lines += ["", severity.upper(), *(line for row in found for line in row.lines(width))]
+                asked = [row for row in found if row.measured != NOT_ASKED]
+                lines += ["", severity.upper(), *(line for row in asked for line in row.lines(width))]
+            if others := [row.name for row in found if row.measured == NOT_ASKED]:
+                lines += textwrap.wrap(f"{NOT_ASKED}: {', '.join(others)}", width, subsequent_indent="  ")
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

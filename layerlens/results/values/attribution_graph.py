@@ -139,10 +139,12 @@ class AttributionGraph(Explained):
             share: share of the size of the score, for the mean over the batch.
 
         Raises:
-            OptionError: when it is not between 0 and 1.
+            OptionError: when it is below 0, or 1 or more.
         """
         if not 0 <= share < 1:
-            raise OptionError(f"share must be from 0 to 1, not {share!r}.")
+            raise OptionError(
+                f"share must be at least 0 and below 1, not {share!r}: 0.05 keeps edges from 5 % of the score on."
+            )
         keep = self.sent.mean(dim=-1).abs() >= share * self.score.double().mean().abs()
         reached = {SCORE}
         for receiver, name in enumerate(self.receivers):  # in reverse order of execution
@@ -222,15 +224,16 @@ class AttributionGraph(Explained):
     def summary(self) -> list[tuple[str, str]]:
         """The target, the size of the graph, its largest edges, and how well its ledgers close."""
         first = "; ".join(f"{sender} -> {receiver} {value:+.3g}" for sender, receiver, value in self.edges()[:4])
-        size = (
-            f"{len(self.nodes) - len(self.inputs)} parts, {len(self.receivers) - 1} opened; {len(self.edges())} edges"
-        )
+        parts, opened = len(self.nodes) - len(self.inputs), len(self.receivers) - 1
+        size = f"{parts} parts, {opened} opened; {len(self.edges())} edges"
+        if parts and not opened and "keep" in self.settings:
+            size += f" (no part has {100 * self.settings['keep']:g} % of the score: give a smaller keep=)"
         return [
             ("target", self.target),
             ("method", self.method),
             ("score", numbers(self.score)),
             ("graph", size),
-            ("largest edges", first),
+            ("largest edges", first or "none"),
             ("not opened", numbers(self.ledger.total("not opened"))),
             ("relative residual", numbers(self.ledger.relative)),
         ]

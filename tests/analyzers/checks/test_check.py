@@ -166,6 +166,15 @@ def test_a_detach_in_the_middle(share):
     assert found.severity == "serious" and "detach()" in found.measured and "2" in found.measured
 
 
+@pytest.mark.parametrize("method", ["shapley_sampling", "kernel_shap"])
+def test_shapley_values_of_grouped_places_add_up(method):
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.Tanh(), nn.Flatten(), nn.LazyLinear(2))
+    model(normal(1, 1, 12, 12))
+    found = check(model.eval(), normal(1, 1, 12, 12), target=0, method=method, checks="completeness", budget=5000)
+    assert found["completeness"].severity == "fine"  # each place of a group has the value of the whole group
+    assert repr(found).count("not asked for") == 1
+
+
 def test_a_hard_decision_is_no_lie():
     found = check(mlp(), normal(2, 6), target=lambda out: out.argmax(1).double(), checks="gradient")["gradient"]
     assert found.severity == "worth knowing" and "shapley_sampling" in found.do

@@ -87,7 +87,9 @@ def attribution_graph(
         [('0', '1'), ('1', 'score'), ('input', '0')]
     """
     if not 0 <= keep < 1:
-        raise OptionError(f"keep is the share of the score from which on a node is opened, 0 to 1, not {keep!r}.")
+        raise OptionError(
+            f"keep must be at least 0 and below 1, the share of the score from which a node is opened, not {keep!r}."
+        )
     given = held_input(model, x, hold, forward)
     with borrowed(model):
         opened = open_parts(model, given, layers, nodes, "nodes", target, rules, heads, forward)
@@ -138,7 +140,7 @@ class _Trace:
 
     Args:
         opened: parts of a recorded forward pass.
-        keep: share of the score from which on a node is opened.
+        keep: share of the score from which a node is opened.
     """
 
     def __init__(self, opened: OpenedParts, keep: float) -> None:

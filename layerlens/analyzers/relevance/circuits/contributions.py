@@ -300,7 +300,9 @@ def open_parts(
     sites = [site for site in sites if id(site.edge.node) in reached]
     if not sites:
         why = "; ".join(f"{name} {reason}" for name, reason in list(left_out.items())[:4])
-        raise LayerNotFound(f"no layer can be a part by {kind}: {why or 'none was found'}. Name layers, such as '**'.")
+        raise LayerNotFound(
+            f"no layer can be a part by {kind}: {why or 'none was found'}. Give other parts, or layers, such as '**'."
+        )
     shown = "feature" if wanted == () else kind
     named = wanted is not None or any(one.name in left_out for one in features)
     book = Bookkeeper.of(recording)

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize
-from layerlens.analyzers.common.features.baselines import NAMED, Baseline, labeled, mean_or_zero
+from layerlens.analyzers.common.features.baselines import Baseline, labeled, mean_or_zero
 from layerlens.analyzers.common.features.coalitions import Coalitions
-from layerlens.analyzers.common.features.column_groups import is_groups
+from layerlens.analyzers.common.features.column_groups import NAMED, is_groups
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.leaves.leaves import leaf_name
 from layerlens.analyzers.common.messages import sample_numbers
@@ -133,9 +133,10 @@ def _fills(scorer: Scorer, fill: Baseline, texts: list[str]) -> dict[str, Baseli
     given = {leaf_name(scorer.inputs, scorer.leaves, name, "input name in fill="): one for name, one in given.items()}
     for name, one in given.items():
         if isinstance(one, str) and name in texts and one not in ("drawn", "zero"):
+            others = {other: one for other in scorer.leaves if other not in texts}
             raise OptionError(
                 f"unknown fill {one!r}. Known: 'drawn', 'zero', a token id, an embedding."
-                + " For other inputs give a dict by input name." * (len(texts) < len(scorer.leaves))
+                + f" For other inputs give a dict by input name: fill={others}." * bool(others)
             )
         if isinstance(one, str) and one == "drawn" and name not in texts:
             raise OptionError(f"fill='drawn' is for token ids; for input {name!r} give 'mean', 'blur' or 'zero'.")

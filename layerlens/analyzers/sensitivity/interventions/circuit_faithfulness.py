@@ -284,7 +284,13 @@ def _find(
         match = _NAME.match(name)
         assert match is not None
         if name not in known:
-            layers.setdefault(match["by"] or "layer", []).append(match["layer"].partition(" #")[0])
+            layer = match["layer"].partition(" #")[0]
+            if not match["by"] and " " in layer:
+                raise OptionError(
+                    f"there is no part {name!r}. For a feature of a basis, or its error, give the basis too: "
+                    f"bases=basis.{suggestion(name, known)}"
+                )
+            layers.setdefault(match["by"] or "layer", []).append(layer)
     surveys += [(by, find_intervention_sites(run, list(dict.fromkeys(one)), by, heads)) for by, one in layers.items()]
     known = _named(surveys)
     first = surveys[0][1]

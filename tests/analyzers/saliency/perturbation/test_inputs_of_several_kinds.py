@@ -92,7 +92,7 @@ def test_fills_by_input_and_words_in_groups():
     assert torch.equal(alone.tensor, both.values["words"]) and alone.cost.startswith("4 forward passes (draws) per")
     for wrong, message in (
         ({"fill": {"picture": "drawn"}}, "fill='drawn' is for token ids; for input 'picture' give 'mean'"),
-        ({"fill": "blur"}, "unknown fill 'blur'.*For other inputs give a dict by input name"),
+        ({"fill": "blur"}, "unknown fill 'blur'.*For other inputs give a dict by input name: fill=.*'blur'"),
         ({"features": grouped}, r"cannot be grouped by features=. Give one fill for all, fill=\{'words': 'zero'\}"),
         ({"fill": {"sound": "zero"}}, "input name in fill= 'sound'"),
     ):

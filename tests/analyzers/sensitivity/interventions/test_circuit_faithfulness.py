@@ -111,6 +111,7 @@ def test_random_orders_are_a_control():
         ([], {}, "no part"),
         ("0 channel 1", {}, "their names"),
         (["0 channel 9"], {}, "no part '0 channel 9'"),
+        (["0 feature 1"], {}, "give the basis too: bases=basis"),
         ({"0 channel 1": float("nan")}, {}, "NaN"),
         (NAMES, {"k": [5]}, "4 parts"),
         (NAMES, {"k": [0]}, "k"),
