@@ -9,8 +9,8 @@ from torch import nn
 
 from layerlens import Lens
 from layerlens.errors import InputError, OptionError, PlotError
-from layerlens.plotting import beeswarm, dependence, feature_bars, waterfall
-from layerlens.results import importance
+from layerlens.plotting import beeswarm, contributions, dependence, feature_bars, waterfall
+from layerlens.results import Contributions, Entry, Ledger, importance
 
 from .helpers import attribution, images, random, text_outside, texts
 
@@ -125,3 +125,15 @@ def test_wrong_options_are_refused():
         beeswarm(table(), count=0)
     with pytest.raises(InputError, match="a table has one number"):
         importance(images())
+
+
+def test_numbers_of_steps_do_not_run_into_the_names_of_rows():
+    amounts = {"part": 9.0, "input": -0.0173, "additive": 0.5}
+    entries = tuple(Entry(kind, "", "x", torch.tensor([amount])) for kind, amount in amounts.items())
+    part, table = ("model.layers.23.self_attn",), torch.tensor([[9.0]])
+    ledger = Ledger(torch.tensor([9.4827]), entries)
+    drawn = contributions(Contributions(part, part, ((),), table, table, ledger, "layer", "1", None, "", {}))
+    drawn.fig.canvas.draw()
+    (axes,) = drawn.axes
+    names = max(one.get_window_extent().x1 for one in axes.get_yticklabels())
+    assert all(one.get_window_extent().x0 > names for one in axes.texts)

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import style
 from ..style import Array
-from . import bars
+from . import bars, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -45,10 +45,14 @@ def draw(
     for at, one in ((base, "--"), (score, "-")):
         axes.axvline(at, color=style.INK, linewidth=0.6, linestyle=one, zorder=1)
     axes.vlines(end[1:], places[1:] - 0.64, places[1:], color=style.FAINT, linewidth=0.5)
-    for place, (step, stop) in enumerate(zip(steps, end, strict=True)):
+    inch = (high - low + 2 * room) / (figure_width - bars.room_for_names(items, figure_width))  # in units of the axis
+    for place, (step, begin, stop) in enumerate(zip(steps, start, end, strict=True)):
+        shown = f"{'+' if step > 0 else ''}{style.number(float(step))}"
+        left = stop - (text.width(shown, style.SMALL) + 0.1) * inch
+        right = step >= 0 or left < low - room  # where it would run into the name of the row
         axes.annotate(
-            f"{'+' if step > 0 else ''}{style.number(float(step))}", (stop, place), va="center_baseline",
-            xytext=(2 if step >= 0 else -2, 0), textcoords="offset points", fontsize=style.SMALL,
-            ha="left" if step >= 0 else "right",
+            shown, (max(begin, stop) if right else stop, place),
+            va="center_baseline", xytext=(2 if right else -2, 0), textcoords="offset points", fontsize=style.SMALL,
+            ha="left" if right else "right",
         )  # fmt: skip
     return height, start, end
