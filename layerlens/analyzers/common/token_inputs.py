@@ -29,7 +29,7 @@ def text_leaves(scorer: Scorer, method: str) -> list[str]:
         raise InputError(
             f"{method} takes token ids (batch, token) that the model embeds; input {name!r} is "
             f"{'not embedded' if leaf.layer is None else f'embedded as {tuple(leaf.value.shape)}'}. For other inputs "
-            "lens.saliency.methods() lists what there is."
+            "give method='feature_ablation' or 'occlusion'; lens.saliency.methods() lists all."
         )
     return texts
 

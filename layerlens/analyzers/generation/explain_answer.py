@@ -64,7 +64,7 @@ def explain_answer(
     - `"relevance"`: layer-wise relevance propagation from log p to the tokens of the prompt, by the rulebook that
       `relevance` takes for the model. With `rest` it adds up to log p. One forward pass, and a sweep (2) for each part.
     - `"auto"`: relevance, and the regression of a few ablations that starts from it.
-    - `"attention"`: the mean attention of all heads and layers to the source, as a reference; 1 pass.
+    - `"attention"`: the mean attention of all heads and layers to the source, as a reference; 2 passes.
     - a gradient or path method of `lens.saliency`, such as `"input_x_gradient"` or `"integrated_gradients"`.
 
     A source is taken out of the text, with the white space before it, and the tokenizer reads the rest again. The

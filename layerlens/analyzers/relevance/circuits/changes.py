@@ -53,7 +53,7 @@ def changes_by_differences(opened: OpenedParts, x: Inputs, other: Inputs) -> lis
     """Return the same by multipliers of differences, from two forward passes and a backward pass.
 
     Raises:
-        InputError: when the other input has another shape, or the model takes another route on it.
+        InputError: when the other input has other tensors or shapes, or the model takes another route on it.
     """
     model, target = opened.recording.model, opened.recording.scores.targets[0]
     here, there = (Sites(model, *opened.outputs.asked) for _ in range(2))
@@ -65,6 +65,9 @@ def changes_by_differences(opened: OpenedParts, x: Inputs, other: Inputs) -> lis
 
     def reference() -> Scorer:
         second = scorer(other)
+        if first.leaves.keys() != second.leaves.keys():
+            names = " and ".join(", ".join(map(repr, one.leaves)) or "nothing" for one in (first, second))
+            raise InputError(f"x and other= must have the same inputs, got {names}.")
         for name, leaf in first.leaves.items():
             own, its = tuple(leaf.value.shape), tuple(second.leaves[name].value.shape)
             if own != its:

@@ -163,6 +163,18 @@ def test_relevance_patching_is_the_multiplier_times_the_change(gpt2):
             contributions(model, x, other=short, target=(-1, 7), multipliers=multipliers)
 
 
+def test_an_other_input_that_lacks_a_tensor_is_said():
+    class Two(nn.Module):
+        def forward(self, series, table):
+            return series * table
+
+    x = {"series": torch.ones(1, 2), "table": torch.ones(1, 2)}
+    net = nn.ModuleDict({"two": Two()})
+    net.forward = lambda series, table: net["two"](series, table)
+    with pytest.raises(errors.InputError, match="same inputs, got 'series', 'table' and 'series'"):
+        contributions(net, x, "two", other={"series": x["series"]}, target=0)
+
+
 def changed(example):
     """Another input of the same shapes: numbers and tokens in the reverse order."""
     if isinstance(example, dict):
