@@ -42,6 +42,7 @@ def combined(kind: type[Attribution], first: Attribution, second: Attribution, s
         "tokens": second.tokens if first.tokens is None else first.tokens,
         "texts": second.texts if first.texts is None else first.texts,
         "standard_error": None,
+        "degrees": None,
         "features": {**second.features, **first.features},
         "index": second.index if first.index is None else first.index,
         "cost": " and ".join(filter(None, (first.cost, second.cost))),

@@ -291,6 +291,7 @@ class Scorer:
         units: str = "score",
         checks: Mapping[str, torch.Tensor] | None = None,
         standard_error: Mapping[str, torch.Tensor] | None = None,
+        degrees: float | None = None,
     ) -> dict[str, Any]:
         """Return the fields of an `Attribution`, or of a subclass of it.
 
@@ -304,6 +305,7 @@ class Scorer:
             checks: what the method can prove about itself, each `(batch,)`.
             standard_error: standard error of the values by leaf, where the method draws random numbers, shaped as the
                 values are returned (one number per token).
+            degrees: degrees of freedom of the standard error.
         """
         tensors, padding = self.inputs.tensors(), self.padding
 
@@ -338,6 +340,7 @@ class Scorer:
             | {name: names for name, leaf in self.leaves.items() if (names := _labels(leaf))},
             "index": self.inputs.index,
             "standard_error": None if standard_error is None else padded(standard_error),
+            "degrees": None if standard_error is None else degrees,
         }
 
     def _axes(self, name: str, values: torch.Tensor) -> tuple[str, ...] | None:

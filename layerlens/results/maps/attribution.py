@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import InputError, need
+from layerlens.errors import InputError, OptionError, need
 from layerlens.inputs.tables import Index, Names, check_names
 from layerlens.inputs.token_texts import Group
 from layerlens.model.tensors import ByTensor
@@ -49,6 +49,7 @@ class Attribution(Result):
             is one: the source and the answer of an encoder-decoder each have theirs.
         targets: what was scored, sample by sample, where that differs.
         standard_error: standard error of the values, in the same form, if they are a mean over random draws.
+        degrees: degrees of freedom of the standard error, for `interval`; None if there is none.
         used: which places hold a token and no padding, in the form of `values`; None where all do, or it is unknown.
         cost: what the method takes for a sample, in forward passes or gradients; empty if unknown.
         texts: what each token adds to the decoded text, in the form of `tokens`, when known: with the space before it,
@@ -75,6 +76,7 @@ class Attribution(Result):
     texts: Tokens | None = None
     features: dict[str, Names] = dataclasses.field(default_factory=dict)
     index: Index | None = None
+    degrees: float | None = None
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
@@ -96,6 +98,42 @@ class Attribution(Result):
         if isinstance(self.values, torch.Tensor):
             return self.values
         raise InputError(f"there are values for several inputs: {', '.join(self.values)}. Take one: .values[name]")
+
+    def interval(self, share: float = 0.9) -> tuple[Values, Values]:
+        """The interval of each value over the random draws of the method: low and high ends, in the form of `values`.
+
+        Values less and plus the standard error times a quantile of Student's t (normal where `degrees` is None). It
+        holds what the method would find with endless draws, or, with a penalty (`rise`, `lime`), the mean over seeds.
+
+        Args:
+            share: share of such intervals that should hold the value, between 0 and 1.
+
+        Raises:
+            InputError: when the values have no standard error.
+            OptionError: when the share is not between 0 and 1.
+
+        Example:
+            >>> a = Attribution(torch.tensor([[1.0, 2.0]]), None, True, "score", "", "", {}, torch.ones(1),
+            ...                 standard_error=torch.tensor([[0.1, 0.2]]), degrees=12)
+            >>> a.interval(0.9)
+            (tensor([[0.8218, 1.6435]]), tensor([[1.1782, 2.3565]]))
+        """
+        if isinstance(share, bool) or not 0 < share < 1:
+            raise OptionError(f"share must be between 0 and 1, such as interval(0.9); got {share!r}.")
+        if self.standard_error is None:
+            raise InputError(
+                f"the values of {self.method} have no standard error, so no interval: they are exact, drawn once or "
+                'combined. Methods that draw have one: method="shapley_sampling".'
+            )
+        from scipy.special import ndtri, stdtrit
+
+        times = float(ndtri(0.5 + share / 2) if self.degrees is None else stdtrit(self.degrees, 0.5 + share / 2))
+        values, errors = self.values, self.standard_error
+        if isinstance(values, dict) and isinstance(errors, dict):
+            low, high = ({name: one + sign * errors[name] for name, one in values.items()} for sign in (-times, times))
+            return low, high
+        assert isinstance(values, torch.Tensor) and isinstance(errors, torch.Tensor)
+        return values - times * errors, values + times * errors
 
     def numpy(self) -> Any:
         """The values as a numpy array, or as a dict of arrays; bfloat16 becomes float32."""
@@ -319,6 +357,7 @@ class Attribution(Result):
             "texts": others(self.texts) or None,
             "used": others(self.used) or None,
             "features": others(self.features) if several else {},
+            "degrees": None,
             "standard_error": None,  # the errors of a sample's tokens are not independent
         }
         return Attribution(**fields)

@@ -78,7 +78,7 @@ class Saliency(RowsJob):
         if found.index is not None:
             rows["index"] = _texts(list(found.index))
         rows["target"] = _texts([found.target_of(sample) for sample in range(batch.inputs.batch)])
-        kept = ("axes", "signed", "units", "target", "method", "settings", "cost", "features")
+        kept = ("axes", "signed", "units", "target", "method", "settings", "cost", "features", "degrees")
         return rows, lambda: {"class": type(found).__name__, **{name: as_json(getattr(found, name)) for name in kept}}
 
     def more(self, model: nn.Module, batch: Batch, found: Any) -> dict[str, torch.Tensor]:

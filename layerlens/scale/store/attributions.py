@@ -59,7 +59,7 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
         "targets": tuple(scored) if set(scored) - {about["target"]} else None,
     }
     fields["features"] = {name: tuple(titles) for name, titles in about.get("features", {}).items()}
-    fields["index"] = _index(store, samples)
+    fields |= {"index": _index(store, samples), "degrees": about.get("degrees")}
     if about["class"] != "Relevance":
         return Attribution(**fields)
     entries = tuple(Entry(kind, "", source, rows(f"ledger/{kind}")) for kind, source in KINDS.items())

@@ -100,4 +100,5 @@ def deep_shap(
             score=comparisons[0].score,
             checks={"completeness gap": gap},
             standard_error=errors if len(comparisons) > 1 and at_input else None,
+            degrees=len(comparisons) - 1,
         )

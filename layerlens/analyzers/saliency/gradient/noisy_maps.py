@@ -158,6 +158,7 @@ def noisy_maps(
         features=plain.features,
         index=plain.index,
         standard_error=_like(plain.values, errors) if known_error else None,
+        degrees=samples - 1 if known_error else None,
         cost=_cost(inner, plain, samples),
     )
 

@@ -246,6 +246,7 @@ def _noisy_gradients(
             units=UNITS.get(statistic, "score per unit of input"),
             checks={"relative standard error": relative_error(means, errors)} if known else {},
             standard_error=errors if known and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
+            degrees=samples - 1,
         )
 
 

@@ -123,6 +123,7 @@ def gradient_shap(
             units="score" if multiply_by_inputs else "score per unit of input",
             checks={"completeness gap": gap},
             standard_error=errors if count > 1 and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
+            degrees=count - 1,
         )
 
 

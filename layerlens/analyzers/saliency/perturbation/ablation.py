@@ -126,6 +126,7 @@ def permutation(
             method="permutation",
             settings={"draws": draws, "seed": seed},
             error=None if error is None else error.T,
+            degrees=draws - 1,
         )
 
 

@@ -29,12 +29,14 @@ class Solution:
     Attributes:
         values: numbers by feature, `(batch, features)`.
         error: their standard errors; None for none.
+        degrees: degrees of freedom of the errors.
         checks: each `(batch,)`.
         settings: options as used.
     """
 
     values: torch.Tensor
     error: torch.Tensor | None = None
+    degrees: float | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -42,7 +44,7 @@ class Solution:
         """Return the solution on a device."""
         checks = {name: check.to(device) for name, check in self.checks.items()}
         error = None if self.error is None else self.error.to(device)
-        return Solution(self.values.to(device), error, checks, self.settings)
+        return dataclasses.replace(self, values=self.values.to(device), error=error, checks=checks)
 
 
 @dataclasses.dataclass
@@ -79,6 +81,7 @@ class Game:
         batch, count = self.coalitions.batch, self.count
         whole = Solution(torch.zeros(batch, count, dtype=torch.float64), torch.zeros(batch, count, dtype=torch.float64))
         settings: dict[str, list[Any]] = {}
+        degrees: list[float] = []
         for rows, own, features in groups:
             coalitions = self.coalitions.of(rows.to(self.coalitions.rows.device))
             part = solver(Game(self.scorer, coalitions, features))
@@ -86,12 +89,14 @@ class Game:
             whole.values[place] = part.values.cpu().double()
             if part.error is not None and whole.error is not None:
                 whole.error[place] = part.error.cpu().double()
+            degrees += [] if part.degrees is None else [part.degrees]
             for name, check in part.checks.items():
                 whole.checks.setdefault(name, torch.zeros(batch, dtype=torch.float64))[rows] = check.cpu().double()
             for name, value in part.settings.items():
                 settings.setdefault(name, []).append(value)
         same = {name: values[0] if len(set(values)) == 1 else values for name, values in settings.items()}
-        return dataclasses.replace(whole, settings=same).to(self.coalitions.score.device)
+        fewest = min(degrees, default=None)
+        return dataclasses.replace(whole, settings=same, degrees=fewest).to(self.coalitions.score.device)
 
     def attribution(
         self,
@@ -100,6 +105,7 @@ class Game:
         method: str,
         settings: Mapping[str, Any],
         error: torch.Tensor | None = None,
+        degrees: float | None = None,
         checks: Mapping[str, torch.Tensor] | None = None,
         signed: bool = True,
         units: str = "score",
@@ -128,6 +134,7 @@ class Game:
             units=units,
             checks=checks,
             standard_error=errors,
+            degrees=degrees,
         )
 
 

@@ -118,6 +118,7 @@ def leave_one_out(
             },
             score=coalitions.score,
             standard_error=errors if drawn and draws > 1 else None,
+            degrees=_degrees(exchanges, draws),
         )
         several = len(passes) > 1
         return dataclasses.replace(found, cost=f"{sum(passes.values())} forward passes: {said}") if several else found
@@ -213,6 +214,12 @@ def _drops(coalitions: Coalitions, name: str, exchanges: torch.Tensor, said: str
             values[name][torch.arange(len(rows), device=rows.device), places] = whole[name][rows, others]
             drops.append(coalitions.score[rows].double() - coalitions.scorer(values, rows).double())
     return torch.cat(drops)
+
+
+def _degrees(exchanges: Mapping[str, torch.Tensor], draws: int) -> int:
+    """Return the degrees of freedom of the errors: one below the fewest draws of a place."""
+    counts = [torch.unique(one[:, :2], dim=0, return_counts=True)[1].min() for one in exchanges.values()]
+    return max(1, min([draws, *map(int, counts)]) - 1)
 
 
 def _means(drops: torch.Tensor, exchanges: torch.Tensor, shape: torch.Size) -> tuple[torch.Tensor, torch.Tensor]:

@@ -53,8 +53,8 @@ def lime(
 
     Returns:
         An `Attribution` shaped like the input, in units of the score per feature, with the standard error of the
-        coefficients; its check `"fit"` is the weighted R^2 of the linear model, `(batch,)`: a low one says that the
-        score is not linear in these features, and the coefficients mean little.
+        coefficients under the penalty; its check `"fit"` is the weighted R^2 of the linear model, `(batch,)`: a low one
+        says that the score is not linear in these features, and the coefficients mean little.
 
     Raises:
         OptionError: when an option is out of range, or features or baseline do not fit the input.
@@ -78,6 +78,7 @@ def lime(
             method="lime",
             settings=settings,
             error=found.error,
+            degrees=found.degrees,
             checks=found.checks,
             units="score per feature",
         )
@@ -102,4 +103,4 @@ def _fit(game: Game, samples: int, width: float, ridge: float, seed: int) -> Sol
     meat = torch.einsum("sf,sb,sg->bfg", design, (weight * residual) ** 2, design)
     freedom = max(1, samples - game.count - 1)
     error = torch.stack([(inverse @ one @ inverse).diagonal() for one in meat]).clamp_min(0).sqrt()
-    return Solution(values.T, error * (samples / freedom) ** 0.5, {"fit": fit})
+    return Solution(values.T, error * (samples / freedom) ** 0.5, freedom, {"fit": fit})

@@ -70,7 +70,10 @@ def rise(
             published one.
 
     Returns:
-        An `Attribution` shaped like the input, with its standard error. All channels of a place have its number.
+        An `Attribution` shaped like the input, with its standard error. All channels of a place have its number. The
+        error is that of the regression with its penalty (jackknife). For balanced masks of few cells it can be several
+        times too small, as where in the sequence an interaction is taken for a cell does not show: `sampling="random"`
+        has intervals that hold, see docs/saliency.md.
 
     Raises:
         OptionError: when an option is out of range, or the baseline does not fit.
@@ -141,6 +144,7 @@ def rise(
             signed=estimate == "regression",
             units=f"score per {per} kept" if estimate == "regression" else "score",
             standard_error=errors,
+            degrees=BLOCKS - 1 if estimate == "regression" else max(1, samples - 1),
         )
 
 

@@ -82,6 +82,7 @@ def shapley_sampling(
             method="shapley_sampling",
             settings={**found.settings, "tolerance": tolerance, "seed": seed},
             error=found.error,
+            degrees=found.degrees,
             checks=found.checks,
         )
 
@@ -103,7 +104,7 @@ def _sampled(game: Game, permutations: int, tolerance: float | None, seed: int) 
         if converged(error, values, tolerance):
             break
     gap = efficiency_gap(values, game.coalitions.score, baseline_score)
-    return Solution(values, error, {"efficiency gap": gap}, {"permutations": used})
+    return Solution(values, error, len(pair_means) - 1, {"efficiency gap": gap}, {"permutations": used})
 
 
 def _marginals(game: Game, order: torch.Tensor, baseline_score: torch.Tensor) -> torch.Tensor:
@@ -116,10 +117,6 @@ def _marginals(game: Game, order: torch.Tensor, baseline_score: torch.Tensor) ->
     path = torch.cat([baseline_score[None], inner, game.coalitions.score[None]])  # (features + 1, batch)
     steps = (path[1:] - path[:-1]).double()
     return steps[rank.to(steps.device)].T
-
-
-BLOCKS = 8
-"""Groups of samples from whose estimates the standard error is read."""
 
 
 @method(
@@ -158,7 +155,7 @@ def kernel_shap(
 
     Returns:
         ... Every value of a feature gets the feature's number. Its check is the relative `"efficiency gap"`. The
-        standard error is over 8 groups of samples; exact values have none, see `settings["exact"]`.
+        standard error is from leaving out a pair at a time; exact values have none, see `settings["exact"]`.
 
     Raises:
         OptionError: when an option is out of range, or there are too few samples for the features.
@@ -182,6 +179,7 @@ def kernel_shap(
             method="kernel_shap",
             settings={**found.settings, "tolerance": tolerance, "seed": seed},
             error=found.error,
+            degrees=found.degrees,
             checks=found.checks,
         )
 
@@ -213,7 +211,7 @@ def _regressed(game: Game, samples: int, tolerance: float | None, seed: int) -> 
             )
         generator = torch.Generator().manual_seed(seed)
         keeps, scores = [], []
-        block = max(2 * count, -(-samples // (BLOCKS if tolerance is None else 4 * BLOCKS)))
+        block = max(2 * count, samples // (8 if tolerance is None else 32)) // 2 * 2  # whole pairs
         while used < samples:
             keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
             scores.append(game.scores(keeps[-1].float(), "KernelSHAP").double())
@@ -222,11 +220,12 @@ def _regressed(game: Game, samples: int, tolerance: float | None, seed: int) -> 
             if tolerance is None and used < samples:
                 continue
             values = _fit(keep, torch.ones(len(keep)).double(), all_scores, score, baseline_score)
-            error = _jackknife_error(keep, all_scores, score, baseline_score)
+            error = _jackknife_error(keep, all_scores, values, baseline_score)
             if converged(error, values, tolerance):
                 break
     gap = efficiency_gap(values, game.coalitions.score, baseline_score)
-    return Solution(values, error, {"efficiency gap": gap}, {"samples": used, "exact": exact or count == 1})
+    settings = {"samples": used, "exact": exact or count == 1}
+    return Solution(values, error, max(1, (used + 1) // 2 - count + 1), {"efficiency gap": gap}, settings)
 
 
 def _all_coalitions(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -268,16 +267,21 @@ def _fit(
 
 
 def _jackknife_error(
-    keep: torch.Tensor, scores: torch.Tensor, score: torch.Tensor, baseline_score: torch.Tensor
-) -> torch.Tensor | None:
-    """The standard error of the fit, from leaving out one of `BLOCKS` groups of pairs at a time (jackknife)."""
-    pair = torch.arange(len(keep)) // 2 % BLOCKS
-    if len(keep) < 2 * BLOCKS:
-        return None
-    parts = []
-    for block in range(BLOCKS):
-        rest = pair != block
-        parts.append(_fit(keep[rest], torch.ones(int(rest.sum())).double(), scores[rest], score, baseline_score))
-    spread = torch.stack(parts)
-    error: torch.Tensor = ((BLOCKS - 1) / BLOCKS * (spread - spread.mean(dim=0)).square().sum(dim=0)).sqrt()
-    return error
+    keep: torch.Tensor, scores: torch.Tensor, values: torch.Tensor, baseline_score: torch.Tensor
+) -> torch.Tensor:
+    """Return the standard error of the fit, `(batch, d)`, from leaving out a pair at a time (jackknife).
+
+    In closed form: without a pair z, 1 - z of residuals r and r' the values move by P z (r - r') / (1 - 2 z^T P z), P
+    the inverse of the normal equations under the constraint, for which P (1 - z) = -P z (Bell & McCaffrey 2002, CR3).
+    """
+    keep = keep.to(scores)
+    inverse = torch.linalg.pinv(keep.T @ keep, hermitian=True)
+    unit = inverse.sum(dim=1, keepdim=True)
+    reached = keep[::2] @ (inverse - unit @ unit.T / unit.sum())  # (pairs, d), P z
+    residual = scores - baseline_score - keep @ values.T  # (m, batch)
+    change = residual[::2].clone()
+    change[: len(keep) // 2] -= residual[1::2]
+    whole = 1 + (torch.arange(len(change), device=keep.device) < len(keep) // 2).to(scores)  # a last one may be alone
+    left = (1 - whole * (reached * keep[::2]).sum(dim=1)).clamp_min(1e-12)
+    error: torch.Tensor = (reached.square().T @ (change / left[:, None]).square()).sqrt()
+    return error.T
