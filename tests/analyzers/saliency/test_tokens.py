@@ -101,6 +101,13 @@ def test_draws_come_from_the_seed_and_not_from_the_batch():
     assert torch.equal(state, torch.random.get_rng_state())
 
 
+def test_one_draw_has_no_error_and_padding_has_none():
+    ids, mask = torch.tensor([[0, 3, 12], [4, 8, 2]]), torch.tensor([[0, 1, 1], [1, 1, 1]])
+    found = leave_one_out(language_model("llama"), {"input_ids": ids, "attention_mask": mask}, target=TARGET)
+    assert found.standard_error.isnan().tolist() == [[False, True, True], [False] * 3] and found.degrees == 1
+    assert found.standard_error[0, 0] == 0 and (found.standard_error[1] > 0).all()
+
+
 @pytest.mark.parametrize("method", [leave_one_out, centered_relevance])
 def test_padding_is_no_token(method):
     model = language_model("llama")

@@ -72,8 +72,9 @@ def leave_one_out(
         draws: number of tokens drawn for each place, without repetition; a shorter text uses all its others.
 
     Returns:
-        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws. With other
-        inputs a dict by input name. The progress bar and `cost` say the number of passes.
+        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws (NaN where
+        a text of two tokens has one). With other inputs a dict by input name. The progress bar and `cost` say the
+        number of passes.
 
     Raises:
         OptionError: when an option is out of range, or the fill or the features do not fit.
@@ -231,4 +232,5 @@ def _means(drops: torch.Tensor, exchanges: torch.Tensor, shape: torch.Size) -> t
     )
     means = sums / counts.clamp_min(1)
     spread = (squares / counts.clamp_min(1) - means.square()).clamp_min(0) / (counts - 1).clamp_min(1)
-    return means.reshape(shape).float(), spread.sqrt().reshape(shape).float()
+    error = torch.where(counts == 1, torch.nan, spread.sqrt())  # one draw does not say how draws differ
+    return means.reshape(shape).float(), error.reshape(shape).float()
