@@ -62,7 +62,7 @@ def methods(case: Case) -> Values:
         found[f"ridge, {count}"] = ridge(case.random[:count], scores[:count]), count
     alone = ~np.eye(case.sources, dtype=bool)
     found["leave one out"] = case.at(case.whole) - case.at(alone), case.sources + 1
-    passes = {"gradient x input": 3, "attention": 1, "integrated gradients": 12}
+    passes = {"gradient x input": 3, "attention": 2, "integrated gradients": 12}
     for name, values in case.maps.items():
         found[name] = values, passes.get(name, SWEEP)
     found["random"] = np.random.default_rng([case.number, 1]).normal(size=case.sources), 0
