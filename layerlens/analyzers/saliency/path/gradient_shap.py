@@ -52,7 +52,9 @@ def gradient_shap(
         samples: number of points for each sample of the batch, rounded up to a multiple of the references.
 
     Returns:
-        ... It has the standard error of its values (not for token ids); its check is the relative `"completeness gap"`.
+        ... It has the standard error of its values (not for token ids): of one reference from second differences along
+        the path, of several from all points as if independent, which is too large; its check is the relative
+        `"completeness gap"`.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -74,6 +76,7 @@ def gradient_shap(
         total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
         products = {name: torch.zeros_like(part) for name, part in total.items()}
         squares = {name: torch.zeros_like(part) for name, part in total.items()}
+        even = len(starts) == 1 and each > 2  # one path of evenly spread points
         baseline_score = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
         end_score = torch.zeros_like(baseline_score)
         for rows in torch.split(scorer.rows, batch):
@@ -84,6 +87,7 @@ def gradient_shap(
                 with torch.no_grad():
                     scores = scorer(values, rows.repeat(len(own)))
                 baseline_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
+            before: dict[str, torch.Tensor] = {}
             for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
                 tops = {name: end[rows].repeat(len(own), *[1] * (end.ndim - 1)) for name, end in ends.items()}
                 if noisy:
@@ -92,17 +96,26 @@ def gradient_shap(
                         scores = scorer(tops, rows.repeat(len(own)))
                     end_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0)
                 slopes, spans = _gradients(scorer, tops, starts, rows, own // each, points.flatten()[own])
+                last: dict[str, torch.Tensor] = {}
                 for name, slope in slopes.items():
                     product = slope * spans[name]
                     part = product if multiply_by_inputs else slope
                     total[name][rows] += part.sum(dim=0)
-                    squares[name][rows] += part.square().sum(dim=0)
+                    if even:
+                        part = torch.cat([before[name], part]) if before else part
+                        squares[name][rows] += part.diff(n=2, dim=0).square().sum(dim=0) / 6
+                    else:
+                        squares[name][rows] += part.square().sum(dim=0)
+                    last[name] = part[-2:]
                     if not multiply_by_inputs:
                         products[name][rows] += product.sum(dim=0)
+                before = last
         count = each * len(starts)
         means = {name: part / count for name, part in total.items()}
         errors = {
-            name: ((squares[name] / count - mean.square()).clamp_min(0) / max(1, count - 1)).sqrt()
+            name: (squares[name] / (each - 2) / each).sqrt()
+            if even
+            else ((squares[name] / count - mean.square()).clamp_min(0) / max(1, count - 1)).sqrt()
             for name, mean in means.items()
         }
         complete = means if multiply_by_inputs else {name: part / count for name, part in products.items()}

@@ -72,6 +72,8 @@ def test_points_of_several_references_run_at_once():
         torch.testing.assert_close(found.tensor, one.tensor)
         torch.testing.assert_close(found.standard_error, one.standard_error)
         torch.testing.assert_close(found.checks["completeness gap"], one.checks["completeness gap"])
+    apart, together = (gradient_shap(model, x, baselines=starts[:1], samples=9, batch_size=n) for n in (1, 100))
+    torch.testing.assert_close(apart.standard_error, together.standard_error)
 
 
 @pytest.mark.parametrize("method", [gradient_shap, deep_shap])

@@ -24,6 +24,7 @@ TASK = known_shapley(1, 8, 8)
 DRAWN = {
     "shapley_sampling": (TASK.model, TASK.x, TASK.target, {"permutations": 16}, TASK.values),
     "kernel_shap": (TASK.model, TASK.x, TASK.target, {"samples": 100}, TASK.values),
+    "gradient_shap": (Cubes(), POINT, 0, {"baselines": torch.zeros(1, 6).double(), "samples": 20}, POINT**3),
     "smooth_grad": (Cubes(), POINT, 0, {"stdevs": 0.5, "samples": 40}, 3 * (POINT**2 + 0.25)),  # E 3 (x + e)^2
 }
 
