@@ -12,7 +12,7 @@ import functools
 import importlib.util
 import re
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -436,7 +436,7 @@ if importlib.util.find_spec("diffusers"):
         }
         sizes = {"sample_size": 8, "in_channels": 4, "out_channels": 4, "layers_per_block": 1, "norm_num_groups": 4}
         attention = {"cross_attention_dim": 8, "attention_head_dim": 4}
-        return UNet2DConditionModel(**sizes, **kinds, **attention, block_out_channels=(8,))
+        return cast(nn.Module, UNet2DConditionModel(**sizes, **kinds, **attention, block_out_channels=(8,)))
 
 
 # -- hybrid and dynamic ----------------------------------------------------------------------------------------------

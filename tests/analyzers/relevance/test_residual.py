@@ -54,4 +54,6 @@ def test_float32_is_decided_by_a_check_in_float64(model, monkeypatch):
     with pytest.warns(UserWarning, match=r"Rounding in float32 can do this.*layerlens\.check\(model, x\)"):
         relevance(model.float(), x, target=0)
     found = check(model, x, target=0)
-    assert found.rows[0][1] is False and "in float64: an operation is not accounted for" in found.rows[0][2]
+    ledger = found["ledger"]
+    assert ledger.severity == "serious" and "3.0e-04 in float64" in ledger.measured
+    assert "an operation is not accounted for" in ledger.means

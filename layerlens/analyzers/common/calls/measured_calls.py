@@ -235,7 +235,8 @@ def _shapes_of_two(
 
     They are measured once for a model, the shapes of its input, and these calls.
     """
-    key = run_key(model, inputs, None), tuple((call.layer, call.index, tuple(call.output.shapes)) for call in calls)
+    seen = tuple((call.layer, call.index, tuple(call.output.by_position.items())) for call in calls)
+    key = run_key(model, inputs, None), seen
     if forward is None and (known := _OF_TWO.get(model)) and known[0] == key:
         return known[1]
     shapes: Shapes | None = or_none(lambda: _run_twice(model, inputs, selected, forward, seed))

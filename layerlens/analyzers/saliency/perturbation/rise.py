@@ -90,7 +90,7 @@ def rise(
     choose("estimate", estimate, ("regression", "mean"))
     if not 0 < probability < 1 or (sampling == "balanced" and probability != 0.5):
         raise OptionError(f"probability={probability!r} must be between 0 and 1, and 0.5 for balanced sampling.")
-    with scoring(model, x, target, where=where, forward=forward, grad=False) as scorer:
+    with scoring(model, x, target, where=where, forward=forward, grad=False, whole="alone") as scorer:
         coalitions = Coalitions(scorer, baseline, batch_size)
         grids = by_leaf(scorer.inputs, scorer.leaves, "cells", cells)
         masks = {name: _masks(leaf, grids[name]) for name, leaf in scorer.leaves.items()}
