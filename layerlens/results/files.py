@@ -1,4 +1,4 @@
-"""Results on disk: one npz file of plain arrays and one JSON description; no pickle is written or read."""
+"""Results on disk: one npz file of plain arrays and one JSON description, no pickle; and pages of HTML."""
 
 from __future__ import annotations
 
@@ -43,6 +43,27 @@ def write(path: str | os.PathLike[str], value: object) -> Path:
         for name, array in arrays.items():
             with archive.open(f"{name}.npy", "w", force_zip64=True) as entry:
                 np.lib.format.write_array(entry, array, allow_pickle=False)
+    return path
+
+
+def write_page(path: str | os.PathLike[str], title: str, body: str) -> Path:
+    """Write HTML as a page that is light or dark as the reader's browser is; return its path.
+
+    Args:
+        path: file to write.
+        title: title of the page.
+        body: what stands on it.
+
+    Raises:
+        ResultFileError: when the folder does not exist.
+    """
+    path = Path(path)
+    if why := no_place(path):
+        raise ResultFileError(f"cannot save to {path}: {why}")
+    head = '<meta charset="utf-8"><meta name="color-scheme" content="light dark">'
+    page = f'<!DOCTYPE html><html lang="en"><head>{head}<title>{title}</title></head><body>{body}</body></html>'
+    with whole(path) as file:
+        file.write(page.encode())
     return path
 
 

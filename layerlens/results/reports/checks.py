@@ -13,11 +13,11 @@ from typing import Any, Final
 
 import torch
 
-from layerlens.errors import OptionError, ResultFileError, choose, need
-from layerlens.files import no_place, whole
+from layerlens.errors import OptionError, choose, need
 from layerlens.model.trees import as_array
 
 from ..base import Result
+from ..files import write_page
 from ..values.layer_profile import LayerProfile
 from ..values.matrix import Matrix
 from .text_table import NO_TERMINAL
@@ -317,16 +317,7 @@ class ModelChecks(Result):
         Raises:
             ResultFileError: if the folder does not exist.
         """
-        path = Path(path)
-        if why := no_place(path):
-            raise ResultFileError(f"cannot save to {path}: {why}")
-        page = (
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-            f"<title>Checks of an explanation</title></head><body>{self._repr_html_()}</body></html>"
-        )
-        with whole(path) as file:
-            file.write(page.encode())
-        return path
+        return write_page(path, "Checks of an explanation", self._repr_html_())
 
 
 def _row(texts: Iterable[str]) -> str:

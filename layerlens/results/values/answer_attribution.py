@@ -11,10 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from layerlens.errors import InputError, OptionError, ResultFileError, check_count, need
-from layerlens.files import no_place, whole
+from layerlens.errors import InputError, OptionError, check_count, need
 
 from ..base import figures
+from ..files import write_page
 from .matrix import Matrix
 
 
@@ -145,17 +145,7 @@ class AnswerAttribution(Matrix):
             PlotError: if a value is not a finite number, or all are zero.
             ResultFileError: if the folder does not exist.
         """
-        path = Path(path)
-        if why := no_place(path):
-            raise ResultFileError(f"cannot save to {path}: {why}")
-        page = (
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-            f"<title>An answer and its sources</title></head><body>{figures().sources_html(self, count=None)}</body>"
-            "</html>"
-        )
-        with whole(path) as file:
-            file.write(page.encode())
-        return path
+        return write_page(path, "An answer and its sources", figures().sources_html(self, count=None))
 
     def summary(self) -> list[tuple[str, str]]:
         """The answer, what was measured, and the best sources of each part."""

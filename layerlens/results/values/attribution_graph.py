@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import OptionError, ResultFileError, need, suggestion
-from layerlens.files import no_place, whole
+from layerlens.errors import OptionError, need, suggestion
 
 from ..base import figures, numbers
+from ..files import write_page
 from .explained import Explained
 from .ledger import Ledger
 
@@ -206,16 +206,7 @@ class AttributionGraph(Explained):
             PlotError: if the graph has no edge, or values are not finite.
             ResultFileError: if the folder does not exist.
         """
-        path = Path(path)
-        if why := no_place(path):
-            raise ResultFileError(f"cannot save to {path}: {why}")
-        page = (
-            '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><meta name="color-scheme" content="light dark">'
-            f"<title>An attribution graph</title></head><body>{figures().graph_html(self, count=count)}</body></html>"
-        )
-        with whole(path) as file:
-            file.write(page.encode())
-        return path
+        return write_page(path, "An attribution graph", figures().graph_html(self, count=count))
 
     def numpy(self) -> Any:
         """The edges, `(receivers, nodes, batch)`, as a numpy array."""
