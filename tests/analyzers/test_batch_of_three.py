@@ -101,12 +101,13 @@ ANALYZERS: dict[str, Callable[[nn.Module, Inputs, Any], Answer]] = {
 
 
 def halved(x: Inputs) -> Inputs:
-    """Another input: half the numbers, other tokens."""
+    """Another input: half the numbers, other tokens, but for those that hold the places of a picture."""
+    tensors = x.tensors()
     return x.replace(
         {
             name: one / 2 if one.is_floating_point() else (one + 1) % 7
-            for name, one in x.tensors().items()
-            if "mask" not in name
+            for name, one in tensors.items()
+            if "mask" not in name and not (name == "input_ids" and "pixel_values" in tensors)
         }
     )
 

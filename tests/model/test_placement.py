@@ -283,7 +283,8 @@ def test_any_model_as_one_checkpoint(name):
     """Of token ids the embedding is exchanged, which a checkpoint around it would undo."""
     model, x, target = CASES[name].build(), CASES[name].example(), CASES[name].target
     whole = Whole(model).eval()
-    if as_inputs(x).floating():
+    inputs = as_inputs(x)
+    if inputs.floating() and not any("input_ids" in part for part in inputs.tensors()):
         for rules in ("auto", "epsilon_plus"):
             found, wanted = (ll.relevance(m, x, target=target, rules=rules).values for m in (whole, model))
             if any(isinstance(part, (nn.RNNBase, nn.RNNCellBase)) for part in model.modules()):

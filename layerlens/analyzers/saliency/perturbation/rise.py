@@ -109,14 +109,14 @@ def rise(
         for chosen, kept_scores in coalitions.every(samples, make, "RISE"):
             scores[chosen] = kept_scores.double().cpu()
             for name, mask in made.items():
-                coarse[name][chosen] = masks[name].pooled(mask) * (used[name].any(dim=0).cpu() if name in used else 1)
+                coarse[name][chosen] = masks[name].pooled(mask)
                 if estimate == "mean":
                     weighted = torch.einsum("mb,m...->mb...", scores[chosen], mask.double()) / probability
                     sums[name] += torch.stack([weighted.sum(dim=0), weighted.square().sum(dim=0)])
         if estimate == "mean":
             found = {name: _mean_and_error(one, samples) for name, one in sums.items()}
         else:
-            found = _fitted(masks, coarse, scores)
+            found = _fitted(masks, coarse, scores, used)
         values, errors = {}, {}
         for name, leaf in scorer.leaves.items():
             mean, error = (part.to(coalitions.score).reshape(len(part), *_shape(leaf)) for part in found[name])
@@ -276,17 +276,27 @@ def _mean_and_error(sums: torch.Tensor, count: int) -> tuple[torch.Tensor, torch
 
 
 def _fitted(
-    masks: Mapping[str, SmoothMasks], coarse: Mapping[str, torch.Tensor], scores: torch.Tensor
+    masks: Mapping[str, SmoothMasks],
+    coarse: Mapping[str, torch.Tensor],
+    scores: torch.Tensor,
+    used: Mapping[str, torch.Tensor],
 ) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     """Fit the scores by the masks of all inputs; return the coefficients and their errors at every place, by input.
 
     Of several inputs the penalty, and the values, are for each cell: one that lies in a mask as n numbers counts as
-    one number, like a token.
+    one number, like a token. Places that a sample does not use are not in its fit.
     """
     sizes = {name: one.fine**-0.5 if len(masks) > 1 else 1.0 for name, one in masks.items()}
     design = torch.cat([sizes[name] * one.double() for name, one in coarse.items()], dim=1)
     wide = [one.coarse for one in masks.values()]
-    fitted = [torch.split(part, wide, dim=1) for part in ridge_map(design, scores)]
+    batch = scores.shape[1]
+    known = [used[name].cpu() if name in used else torch.ones(batch, one.coarse) for name, one in masks.items()]
+    kept, which = torch.unique(torch.cat(known, dim=1).double(), dim=0, return_inverse=True)
+    values, errors = (torch.zeros(batch, sum(wide), dtype=torch.float64) for _ in range(2))
+    for number, places in enumerate(kept):
+        own = which == number
+        values[own], errors[own] = ridge_map(design * places, scores[:, own])
+    fitted = [torch.split(part, wide, dim=1) for part in (values, errors)]
     found = {}
     for (name, one), mean, error in zip(masks.items(), *fitted, strict=True):
         found[name] = one.enlarged(mean / sizes[name]), one.enlarged(error / sizes[name])
