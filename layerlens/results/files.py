@@ -52,7 +52,7 @@ def write_page(path: str | os.PathLike[str], title: str, body: str) -> Path:
     Args:
         path: file to write.
         title: title of the page.
-        body: what stands on it.
+        body: HTML of what it shows.
 
     Raises:
         ResultFileError: when the folder does not exist.
