@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, NamedTuple
@@ -231,7 +230,9 @@ def padding(examined: Examined) -> Found:
     worst, sample = 0.0, -1
     for row in (~used.all(dim=1)).nonzero().flatten().tolist()[:MOST]:
         kept, own = used[row], examined.inputs.rows(torch.tensor([row]))
-        cut = own.map(functools.partial(_cut, kept=kept))
+        cut = own.replace(
+            {name: one[:, kept.to(one.device)] for name, one in own.tensors().items() if name in masks[0].names}
+        )
         bare, given = _first_score(examined, cut), _first_score(examined, own)
         if bare is None or given is None:
             return "unclear", f"the model does not run on sample {row} without its padding"
@@ -246,12 +247,6 @@ def padding(examined: Examined) -> Found:
         "the model reads the padding: a map of a padded batch is of another text",
         "give the attention mask (and position ids for padding on the left), or one text at a time",
     )
-
-
-def _cut(tensor: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """Take the places of a tensor that has as many of them."""
-    along_places = tensor.ndim > 1 and tensor.shape[1] == len(kept)
-    return tensor[:, kept.to(tensor.device)] if along_places else tensor
 
 
 def hung(model: nn.Module) -> list[Hung]:

@@ -250,6 +250,22 @@ def test_padding_that_is_read():
     assert severities[0] == "fine" and severities[1] in ("serious", "worth knowing")
 
 
+def test_a_table_as_wide_as_the_text_is_not_cut_with_its_padding():
+    class Both(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.embedding, self.columns = nn.Embedding(9, 2), nn.Linear(4, 2)
+
+        def forward(self, input_ids, attention_mask, table):
+            used = attention_mask.unsqueeze(-1).float()
+            return (self.embedding(input_ids) * used).sum(1) / used.sum(1) + self.columns(table)
+
+    x = {"input_ids": torch.tensor([[3, 4, 5, 6], [7, 8, 0, 0]]), "attention_mask": torch.ones(2, 4).long()}
+    x["attention_mask"][1, 2:] = 0
+    assert check(Both(), {**x, "table": normal(2, 4)}, target=1, checks="padding")["padding"].severity == "fine"
+
+
 def test_hooks_are_named_and_come_back():
     model = mlp()
     model[1].register_forward_hook(lambda module, args, output: output + 0.5)
