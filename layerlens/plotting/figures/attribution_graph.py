@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -61,20 +62,13 @@ def attribution_graph(
         >>> len(attribution_graph(graph).data["nodes"])
         3
     """
-    every = drawable_edges(found, count)
-    edges = every[:count]
-    named = {name for edge in edges for name in edge[:2]}
-    nodes = [name for name in (*found.nodes, "score") if name in named]
-    layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
-    columns = list(dict.fromkeys(layers.get(name, "score") for name in nodes))
-    shown, shared = short_names(nodes, [*found.inputs, "score"])
-    sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
-    sizes["score"] = float(found.score.mean())
+    drawn = drawn_graph(found, count)
+    edges, shown, columns = drawn.edges, drawn.shown, max(drawn.columns.values()) + 1
     with Canvas(width=width, ax=ax) as canvas:
-        pitch = 0.92 * canvas.width / len(columns)
-        places = place_nodes([(name, columns.index(layers.get(name, "score"))) for name in nodes], shown, pitch)
-        notes = [f"{len(edges)} of {len(every)} edges; thickness: relevance; red positive, blue negative"]
-        notes += [f"names begin with {shared}"] * bool(shared)
+        pitch = 0.92 * canvas.width / columns
+        places = place_nodes(list(drawn.columns.items()), shown, pitch)
+        notes = [f"{len(edges)} of {drawn.count} edges; thickness: relevance; red positive, blue negative"]
+        notes += [f"names begin with {drawn.shared}"] * bool(drawn.shared)
         canvas.title(title, f"{words(found.method)}, {found.target}", "; ".join(notes))
         axes = canvas.panel()
         rows = [row for _, row in places.values()]
@@ -83,16 +77,41 @@ def attribution_graph(
         ]
         top, bottom = min([*rows, *arcs]) - 1.5, max(rows) + 1.5
         canvas.panels[-1].height = ROW * (bottom - top)
-        _draw(axes, edges, places, shown, sizes)
-        axes.set_xlim(-0.5, len(columns) - 0.5 + LETTER * len(shown.get("score", "")) / pitch)
+        _draw(axes, edges, places, shown, drawn.sizes)
+        axes.set_xlim(-0.5, columns - 0.5 + LETTER * len(shown.get("score", "")) / pitch)
         axes.set_ylim(bottom, top)
         return canvas.finish(
-            {"nodes": nodes, "places": np.array([places[name] for name in nodes], float), "edges": edges}
+            {
+                "nodes": list(drawn.columns),
+                "places": np.array([places[name] for name in drawn.columns], float),
+                "edges": edges,
+            }
         )
 
 
-def drawable_edges(found: AttributionGraph, count: int) -> list[tuple[str, str, float]]:
-    """Return every edge of a graph that can be drawn, largest by size first.
+@dataclasses.dataclass(frozen=True)
+class DrawnGraph:
+    """What is drawn of a graph: its largest edges, and the nodes at their ends.
+
+    Attributes:
+        edges: (from, to, relevance), largest by size first.
+        count: number of all edges of the graph.
+        columns: column of each node, in order of execution.
+        shown: name of each node as written.
+        shared: beginning of the names that is not written.
+        sizes: relevance of every node, and the score.
+    """
+
+    edges: list[tuple[str, str, float]]
+    count: int
+    columns: dict[str, int]
+    shown: dict[str, str]
+    shared: str
+    sizes: dict[str, float]
+
+
+def drawn_graph(found: AttributionGraph, count: int) -> DrawnGraph:
+    """Return the part of a graph that is drawn, with its `count` largest edges.
 
     Raises:
         OptionError: if `count` is below 1.
@@ -109,7 +128,14 @@ def drawable_edges(found: AttributionGraph, count: int) -> list[tuple[str, str, 
         raise PlotError("every edge of the graph is zero, so there is nothing to draw: give another target or input.")
     finite_array(found.sent, "the edges")
     finite_array(found.relevance, "the relevance of the nodes")
-    return edges
+    named = {name for edge in edges[:count] for name in edge[:2]}
+    nodes = [name for name in (*found.nodes, "score") if name in named]
+    layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
+    columns = list(dict.fromkeys(layers.get(name, "score") for name in nodes))
+    shown, shared = short_names(nodes, [*found.inputs, "score"])
+    sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
+    at = {name: columns.index(layers.get(name, "score")) for name in nodes}
+    return DrawnGraph(edges[:count], len(edges), at, shown, shared, {**sizes, "score": float(found.score.mean())})
 
 
 def short_names(nodes: list[str], whole: list[str]) -> tuple[dict[str, str], str]:

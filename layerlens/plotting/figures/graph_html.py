@@ -10,7 +10,7 @@ from layerlens.signatures import public
 
 from .. import style
 from ..words import words
-from .attribution_graph import BEND, LETTER, arc_columns, drawable_edges, place_nodes, short_names
+from .attribution_graph import BEND, LETTER, arc_columns, drawn_graph, place_nodes
 
 PITCH, ROW, WIDE = 96, 28, 7.2
 """Pixels from column to column, from row to row, and of a letter."""
@@ -54,15 +54,9 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
         >>> page.count("<circle"), "<script" in page
         (3, False)
     """
-    every = drawable_edges(found, count)
-    edges = every[:count]
-    named = {name for edge in edges for name in edge[:2]}
-    nodes = [name for name in (*found.nodes, "score") if name in named]
-    layers = {**dict(zip(found.nodes, found.layers, strict=True)), **dict.fromkeys(found.inputs, "input")}
-    columns = list(dict.fromkeys(layers.get(name, "score") for name in nodes))
-    shown, shared = short_names(nodes, [*found.inputs, "score"])
-    at = [(name, columns.index(layers.get(name, "score"))) for name in nodes]
-    places = place_nodes(at, shown, PITCH * LETTER / WIDE)
+    graph = drawn_graph(found, count)
+    edges, shown, sizes, nodes = graph.edges, graph.shown, graph.sizes, list(graph.columns)
+    places = place_nodes(list(graph.columns.items()), shown, PITCH * LETTER / WIDE)
     bends = {edge[:2]: BEND * PITCH * arc_columns(*(places[name] for name in edge[:2])) for edge in edges}
     top = min(
         [
@@ -72,8 +66,7 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
     )
     where = {name: (20 + PITCH * column, round(24 + ROW * row - top)) for name, (column, row) in places.items()}
     numbers = {name: place for place, name in enumerate(nodes)}
-    sizes = dict(zip(found.nodes, found.relevance.detach().mean(dim=-1).tolist(), strict=True))
-    score = sizes["score"] = float(found.score.mean())
+    score = sizes["score"]
     largest, most = max(abs(value) for *_, value in edges), max(abs(sizes[name]) for name in nodes) or 1.0
 
     def of(value: float) -> str:
@@ -99,10 +92,10 @@ def graph_html(found: AttributionGraph, *, count: int = 120, title: str | None =
             f"{html.escape(shown[name])}</text></g>"
         )
     fade = "".join(f".lg:has(.k{place}:hover) .e:not(.n{place}){{opacity:.06}}" for place in numbers.values())
-    wide = 40 + PITCH * (len(columns) - 1) + int(WIDE * max(len(text) for text in shown.values()))
+    wide = 40 + PITCH * max(graph.columns.values()) + int(WIDE * max(len(text) for text in shown.values()))
     high = max(y for _, y in where.values()) + 24
-    notes = [f"{len(edges)} of {len(every)} edges; width: relevance; red positive, blue negative"]
-    notes += [f"names begin with {shared}"] * bool(shared)
+    notes = [f"{len(edges)} of {graph.count} edges; width: relevance; red positive, blue negative"]
+    notes += [f"names begin with {graph.shared}"] * bool(graph.shared)
     heading = f"{words(found.method)}, {found.target}" if title is None else title
     return (
         f'<div style="font:14px sans-serif"><style>{LOOK}{fade}</style><div>{html.escape(heading)}</div>'
