@@ -156,6 +156,8 @@ def packed_heads(
         rows = [one.tokens.get((names[place][0], names[place][1][0])) for place in with_tokens]
         known = [row for row in rows if row is not None]
         whole = bool(known) and len(known) == len(rows) and len({row.shape for row in known}) == 1
+        if known and not whole:
+            notes.append("Relevance of heads by token is not shown: the heads have different places.")
         sizes = known[0].shape[1:] if whole else ()
         block = block_size(sizes, int(room))
         values.append({
@@ -192,6 +194,8 @@ def _attention(
             rows.append(as_array(found.weights[layer][0, head].float()))
             places.append(place)
     if not rows or len({row.shape for row in rows}) > 1:
+        why = "those of attentions over different places cannot be shown together" if rows else "no head has any"
+        notes.append(f"Attention weights are not shown: {why}; lens.attention(x) has them layer by layer.")
         return None
     more = samples * len(rows) * rows[0].size
     if more > plan.room("attention") and (numbers.count + more) * BYTES > 0.9 * plan.bytes:
