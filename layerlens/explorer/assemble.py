@@ -155,7 +155,7 @@ def explore(
             methods_used = [(one[0].how, one[0].units, one[0].signed, one[0].cost) for one in maps]
     entries, amounts = _ledger_rows(ledgers, numbers)
     types = {row.path: row.type for row in table.rows}
-    shown, layer_values = packed(by_layer, plan, types, Layers(lens.model), numbers)
+    shown, layer_values = packed(by_layer, plan, types, Layers(lens.model), numbers, notes)
     parts, head_values = packed_heads(by_head, plan, len(specs), numbers, notes)
     for row, own, of_sample, amount in zip(rows, layer_values, head_values, amounts, strict=True):
         row |= {"layers": own, "heads": of_sample, "ledger": amount}

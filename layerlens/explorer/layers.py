@@ -165,7 +165,12 @@ def _relevance(lens: WrappedModel, inputs: Inputs, found: Relevance) -> dict[Key
 
 
 def packed(
-    samples: Sequence[dict[Key, LayerValues]], plan: Plan, types: dict[str, str], layers: Layers, numbers: Numbers
+    samples: Sequence[dict[Key, LayerValues]],
+    plan: Plan,
+    types: dict[str, str],
+    layers: Layers,
+    numbers: Numbers,
+    notes: list[str],
 ) -> tuple[list[dict[str, Any]], list[list[dict[str, Any] | None]]]:
     """Return the layers, and the values of each sample in each of them, for the page.
 
@@ -175,6 +180,7 @@ def packed(
         types: path -> class of the layer.
         layers: the layers of the model.
         numbers: where arrays go.
+        notes: what cannot be shown, which is added to.
     """
     keys = list(dict.fromkeys(key for one in samples for key in one))
     heads, values = [], []
@@ -183,6 +189,8 @@ def packed(
         there = [one for one in own if one is not None]
         path, tensor = split_tensor(name, layers)
         units = len(there[0].activation)
+        if any(len(one.activation) != units for one in there):
+            notes.append(f"Layer {name} is shown only of the samples in which it has {units} units, as in the first.")
         there = [one for one in there if len(one.activation) == units]
         own = [one if one is not None and len(one.activation) == units else None for one in own]
         by_relevance, by_activation = _order(there)

@@ -118,7 +118,8 @@ def make_plan(
             sites.setdefault(site.path, site)
     if layers is None:
         large = [path for path, site in sites.items() if _size(_shape(site)) > LARGEST]
-        left_out = {path: f"its output has more than {LARGEST:,} numbers; layers=[{path!r}] shows it" for path in large}
+        more = f"its output has more than {LARGEST:,} numbers"
+        left_out |= {path: f"{more}; layers=[{path!r}] shows it" for path in large}
         levels = _levels([path for path in sites if path not in large])
     else:
         wanted = Layers(lens.model).select(layers)

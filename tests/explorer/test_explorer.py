@@ -254,3 +254,22 @@ def test_the_model_stays_as_it_was():
     Lens(model).explore(x, targets=as_target(0))
     assert model.training and torch.equal(x, kept) and all(part.grad is None for part in model.parameters())
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_what_is_left_out_is_named():
+    class Sorted(nn.Module):
+        def forward(self, x):
+            return torch.fft.fft(x).abs().sort(1).values
+
+    class Grows(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.pick, self.out = nn.Identity(), nn.Linear(1, 2)
+
+        def forward(self, x):
+            return self.out(self.pick(x[:, : 2 + int(x[0, 0] > 0)] * 2).sum(1, keepdim=True))
+
+    unknown = Lens(nn.Sequential(nn.Linear(6, 6), Sorted(), nn.Linear(6, 2))).explore(torch.rand(2, 6), targets=[0])
+    assert any("Layer 1 is not shown: it is not known what the axes" in note for note in unknown.content["notes"])
+    grows = Lens(Grows()).explore(torch.tensor([[1.0, 2, 3], [-1, 2, 3]]), targets=[0])
+    assert any(note.startswith("Layer pick is shown only of the samples") for note in grows.content["notes"])
