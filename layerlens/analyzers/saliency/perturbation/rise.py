@@ -51,10 +51,10 @@ def rise(
     The input is multiplied with masks that keep each cell of a coarse grid with some probability, enlarged linearly and
     shifted at random. As published the value of a place is the mean score of the masks that keep it, sum over i of S_i
     M_i / (N p) (Petsiuk et al. 2018, eq. 6): `sampling="random", estimate="mean"`. Most of its noise is the score's
-    dependence on all other places. The default removes that: masks come in pairs with their complements from a
-    quasi-random sequence, so that each cell is kept equally often with every other; and the map is the ridge
-    regression of the scores on the masks, whose penalty generalized cross-validation chooses (Golub, Heath & Wahba
-    1979).
+    dependence on all other places. The default removes that: masks come in pairs with their complements, so that each
+    place is kept as much as it is removed, and what depends on an even number of cells cancels; and the map is the
+    ridge regression of the scores on the masks, whose penalty generalized cross-validation chooses (Golub, Heath &
+    Wahba 1979).
 
     Several inputs, such as a picture and words, are masked all at once, each by its own grid, and one regression
     explains the score by all of them: values are then the score for each cell, token or column that is kept, so that
@@ -235,8 +235,8 @@ def draw(masks: Sequence[SmoothMasks], count: int, probability: float, sampling:
         masks: masks of each input.
         count: number of masks.
         probability: probability that a cell is kept.
-        sampling: `"random"`: each cell by itself; `"balanced"`: from a scrambled Sobol sequence, each mask followed by
-            its complement under the same shift.
+        sampling: `"random"`: each mask by itself; `"balanced"`: each mask is followed by its complement under the same
+            shift.
         seed: seed of cells and shifts.
     """
     choose("sampling", sampling, ("balanced", "random"))
@@ -247,8 +247,7 @@ def draw(masks: Sequence[SmoothMasks], count: int, probability: float, sampling:
         shifts = torch.rand(count, sum(axes), generator=generator)
     else:
         half = (count + 1) // 2
-        engine = torch.quasirandom.SobolEngine(sum(wide), scramble=True, seed=seed)  # type: ignore[no-untyped-call]
-        one = engine.draw(half) < 0.5
+        one = torch.rand(half, sum(wide), generator=generator) < 0.5
         kept = torch.stack([one, ~one], dim=1).flatten(0, 1)[:count]
         shifts = torch.rand(half, sum(axes), generator=generator).repeat_interleave(2, dim=0)[:count]
     for own, cells, moved in zip(masks, torch.split(kept, wide, dim=1), torch.split(shifts, axes, dim=1), strict=True):
