@@ -71,9 +71,7 @@ def rise(
 
     Returns:
         An `Attribution` shaped like the input, with its standard error. All channels of a place have its number. The
-        error is that of the regression with its penalty (jackknife). For balanced masks of few cells it can be several
-        times too small, as where in the sequence an interaction is taken for a cell does not show: `sampling="random"`
-        has intervals that hold, see docs/saliency.md.
+        error is that of the regression with its penalty (jackknife), NaN with fewer than 32 masks.
 
     Raises:
         OptionError: when an option is out of range, or the baseline does not fit.
@@ -115,8 +113,9 @@ def rise(
                     sums[name] += torch.stack([weighted.sum(dim=0), weighted.square().sum(dim=0)])
         if estimate == "mean":
             found = {name: _mean_and_error(one, samples) for name, one in sums.items()}
+            degrees = max(1.0, samples - 1)
         else:
-            found = _fitted(masks, coarse, scores, used)
+            found, degrees = _fitted(masks, coarse, scores, used)
         values, errors = {}, {}
         for name, leaf in scorer.leaves.items():
             mean, error = (part.to(coalitions.score).reshape(len(part), *_shape(leaf)) for part in found[name])
@@ -144,7 +143,7 @@ def rise(
             signed=estimate == "regression",
             units=f"score per {per} kept" if estimate == "regression" else "score",
             standard_error=errors,
-            degrees=BLOCKS - 1 if estimate == "regression" else max(1, samples - 1),
+            degrees=degrees,
         )
 
 
@@ -240,16 +239,14 @@ def draw(masks: Sequence[SmoothMasks], count: int, probability: float, sampling:
         seed: seed of cells and shifts.
     """
     choose("sampling", sampling, ("balanced", "random"))
-    generator = torch.Generator().manual_seed(seed)
+    generator, other = torch.Generator().manual_seed(seed), torch.Generator().manual_seed(seed ^ 1)
     wide, axes = [one.wide for one in masks], [len(one.places) for one in masks]
-    if sampling == "random":
-        kept = torch.rand(count, sum(wide), generator=generator) < probability
-        shifts = torch.rand(count, sum(axes), generator=generator)
-    else:
-        half = (count + 1) // 2
-        one = torch.rand(half, sum(wide), generator=generator) < 0.5
-        kept = torch.stack([one, ~one], dim=1).flatten(0, 1)[:count]
-        shifts = torch.rand(half, sum(axes), generator=generator).repeat_interleave(2, dim=0)[:count]
+    drawn = count if sampling == "random" else (count + 1) // 2
+    kept = torch.rand(drawn, sum(wide), generator=generator) < probability
+    shifts = torch.rand(drawn, sum(axes), generator=other)  # apart, so that more masks begin with the same ones
+    if sampling == "balanced":
+        kept = torch.stack([kept, ~kept], dim=1).flatten(0, 1)[:count]
+        shifts = shifts.repeat_interleave(2, dim=0)[:count]
     for own, cells, moved in zip(masks, torch.split(kept, wide, dim=1), torch.split(shifts, axes, dim=1), strict=True):
         own.kept, own.shifts = cells, moved
 
@@ -279,8 +276,10 @@ def _fitted(
     coarse: Mapping[str, torch.Tensor],
     scores: torch.Tensor,
     used: Mapping[str, torch.Tensor],
-) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], float]:
     """Fit the scores by the masks of all inputs; return the coefficients and their errors at every place, by input.
+
+    Their degrees of freedom are the second result.
 
     Of several inputs the penalty, and the values, are for each cell: one that lies in a mask as n numbers counts as
     one number, like a token. Places that a sample does not use are not in its fit.
@@ -292,14 +291,16 @@ def _fitted(
     known = [used[name].cpu() if name in used else torch.ones(batch, one.coarse) for name, one in masks.items()]
     kept, which = torch.unique(torch.cat(known, dim=1).double(), dim=0, return_inverse=True)
     values, errors = (torch.zeros(batch, sum(wide), dtype=torch.float64) for _ in range(2))
+    degrees = []
     for number, places in enumerate(kept):
         own = which == number
-        values[own], errors[own] = ridge_map(design * places, scores[:, own])
+        values[own], errors[own], free = ridge_map(design * places, scores[:, own])
+        degrees.append(free)
     fitted = [torch.split(part, wide, dim=1) for part in (values, errors)]
     found = {}
     for (name, one), mean, error in zip(masks.items(), *fitted, strict=True):
         found[name] = one.enlarged(mean / sizes[name]), one.enlarged(error / sizes[name])
-    return found
+    return found, min(degrees)
 
 
 def _resized(values: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
@@ -307,50 +308,55 @@ def _resized(values: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
     return F.interpolate(values.unsqueeze(1), size=size, mode=mode, **corners).squeeze(1)
 
 
-BLOCKS = 8
-"""Groups of masks from whose fits the standard error is read."""
+FEWEST = 32
+"""Fewest masks from whose fit a standard error is read."""
 
 PENALTIES = torch.logspace(-6, 2, 33, dtype=torch.float64)
 """Relative to the largest eigenvalue of the masks' products."""
 
 
-def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Fit a linear model of the scores; return its coefficients and their standard errors, both `(batch, places)`.
+def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Fit a linear model of the scores; return coefficients and standard errors, `(batch, places)`, and their degrees.
 
-    Generalized cross-validation chooses the penalty.
+    Generalized cross-validation chooses the penalty k of each sample, which minimizes n |residual|^2 / trace(I - H)^2.
+    The error is from leaving out a pair of masks at a time (jackknife), in closed form: without masks Z of residuals r
+    and hat matrix H = Z A^-1 Z^T + 1 / n the coefficients move by A^-1 Z^T (I - H)^-1 r, A the products of all centered
+    masks plus k (Bell & McCaffrey 2002, CR3).
 
     Args:
         masks: `(n, places)`.
         scores: `(n, batch)`.
     """
-    penalty = _penalty(masks, scores)
-    values = _fit(masks, scores, penalty)
-    group = torch.arange(len(masks)) // 2 % BLOCKS  # a mask and its complement stay together
-    if len(masks) < 4 * BLOCKS:
-        return values, torch.full_like(values, torch.nan)
-    parts = torch.stack([_fit(masks[group != one], scores[group != one], penalty) for one in range(BLOCKS)])
-    error = ((BLOCKS - 1) / BLOCKS * (parts - parts.mean(dim=0)).square().sum(dim=0)).sqrt()
-    return values, error
-
-
-def _fit(masks: torch.Tensor, scores: torch.Tensor, penalty: torch.Tensor) -> torch.Tensor:
-    """`(batch, places)`: M^T (M M^T + k I)^-1 S of centered masks and scores, with a penalty k for each sample."""
+    count, pairs = len(masks), len(masks) // 2
     design, answer = masks - masks.mean(dim=0), scores - scores.mean(dim=0)
-    values, vectors = torch.linalg.eigh(design @ design.T)
-    turned = vectors.T @ answer  # (n, batch)
-    fitted: torch.Tensor = design.T @ (vectors @ (turned / (values.clamp_min(0)[:, None] + penalty)))
-    return fitted.T
+    left, size, right = _decomposed(design)
+    turned = left.T @ answer  # (rank, batch)
+    outside = (answer - left @ turned).square().sum(dim=0)
+    shrink = PENALTIES[:, None] * size.max() / (size + PENALTIES[:, None] * size.max())  # (penalties, rank)
+    free = (count - 1 - (1 - shrink).sum(dim=1)).clamp_min(1e-9)
+    best = ((shrink.square() @ turned.square() + outside) / free[:, None] ** 2).argmin(dim=0)
+    kept = 1 - shrink[best]  # (batch, rank), eigenvalues of the hat matrix
+    values = (kept * turned.T / size.sqrt()) @ right.T
+    if count < FEWEST:
+        return values, torch.full_like(values, torch.nan), 1.0
+    moves: list[torch.Tensor] = []
+    own = left[: 2 * pairs].reshape(pairs, 2, -1)
+    for held, reached in zip(kept, turned.T, strict=True):
+        residual = (own @ (held * reached)).neg() + answer.T[len(moves), : 2 * pairs].reshape(pairs, 2)
+        hat = torch.einsum("pir,r,pjr->pij", own, held, own) + 1 / count
+        alone = torch.linalg.solve(torch.eye(2).to(hat) - hat, residual.unsqueeze(-1)).squeeze(-1)  # (pairs, 2)
+        moves.append(torch.einsum("pir,pi,r->pr", own, alone, held / size.sqrt()) @ right.T)
+    moved = torch.stack(moves)  # (batch, pairs, places)
+    error = ((pairs - 1) / pairs * (moved - moved.mean(dim=1, keepdim=True)).square().sum(dim=1)).sqrt()
+    return values, error, max(1.0, pairs - 1 - float(kept.sum(dim=1).max()))
 
 
-def _penalty(masks: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-    """The penalty of each sample, `(batch,)`, that minimizes n |residual|^2 / trace(I - H)^2."""
-    design, answer = masks - masks.mean(dim=0), scores - scores.mean(dim=0)
-    values, vectors = torch.linalg.eigh(design @ design.T)
-    values = values.clamp_min(0)
-    turned = (vectors.T @ answer).square()  # (n, batch)
-    scale = values.max().clamp_min(1e-12)
-    shrink = PENALTIES[:, None] * scale / (values + PENALTIES[:, None] * scale)  # (penalties, n), 1 - eigenvalue of H
-    free = (shrink.sum(dim=1) - 1).clamp_min(1e-9)  # one is spent on the mean
-    loss = (shrink.square() @ turned) / free[:, None] ** 2
-    best: torch.Tensor = PENALTIES[loss.argmin(dim=0)] * scale
-    return best
+def _decomposed(design: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Return U `(n, rank)`, the eigenvalues of the products `(rank,)` and V `(places, rank)` of X = U S V^T."""
+    wide = design.shape[1] > len(design)
+    size, vectors = torch.linalg.eigh(design @ design.T if wide else design.T @ design)
+    known = size > size.max().clamp_min(1e-12) * 1e-12
+    known[-1] = True  # masks that are all the same have one direction, of size 0
+    size, vectors = size[known].clamp_min(1e-12), vectors[:, known]
+    other = (design.T if wide else design) @ vectors / size.sqrt()
+    return (vectors, size, other) if wide else (other, size, vectors)

@@ -1,12 +1,14 @@
 """Intervals of drawn values: how many hold what is known, and the error from its definition."""
 
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
 import layerlens
+from layerlens.analyzers.saliency.perturbation.rise import SmoothMasks, draw, ridge_map
 from layerlens.analyzers.saliency.perturbation.shapley import _drawn_coalitions, _fit, _jackknife_error
 from layerlens.errors import InputError, OptionError
 from layerlens.faithfulness import known_shapley
@@ -21,9 +23,21 @@ class Cubes(nn.Module):
 
 POINT = normal(1, 6).double()
 TASK = known_shapley(1, 8, 8)
+
+
+def regression_on_all_masks(x):
+    """The coefficients of the scores of TASK on all 256 coalitions, which RISE estimates, `(1, 8)`."""
+    keep = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8))).double()
+    design = torch.cat([torch.ones(256, 1).double(), keep], dim=1)
+    with torch.no_grad():
+        scores = TASK.model((keep * x).to(TASK.x))[:, int(TASK.target)].double()
+    return torch.linalg.lstsq(design, scores[:, None]).solution[1:].T
+
+
 DRAWN = {
     "shapley_sampling": (TASK.model, TASK.x, TASK.target, {"permutations": 16}, TASK.values),
     "kernel_shap": (TASK.model, TASK.x, TASK.target, {"samples": 100}, TASK.values),
+    "rise": (TASK.model, TASK.x, TASK.target, {"samples": 400}, regression_on_all_masks(TASK.x.double())),
     "gradient_shap": (Cubes(), POINT, 0, {"baselines": torch.zeros(1, 6).double(), "samples": 20}, POINT**3),
     "smooth_grad": (Cubes(), POINT, 0, {"stdevs": 0.5, "samples": 40}, 3 * (POINT**2 + 0.25)),  # E 3 (x + e)^2
 }
@@ -40,6 +54,17 @@ def test_ninety_percent_intervals_hold_the_known_value_in_about_ninety_percent(m
     assert 0.83 < float(torch.stack(held).mean()) < 0.96
 
 
+@pytest.mark.parametrize("sampling", ["balanced", "random"])
+def test_more_masks_of_rise_begin_with_the_same_ones(sampling):
+    few, many = (SmoothMasks([8, 8], 4) for _ in range(2))
+    draw([few], 20, 0.5, sampling, seed=3)
+    draw([many], 64, 0.5, sampling, seed=3)
+    assert torch.equal(many.kept[:20], few.kept) and torch.equal(many.shifts[:20], few.shifts)
+    pairs = sampling == "balanced"
+    assert torch.equal(many.kept[1::2], ~many.kept[::2]) == pairs
+    assert torch.equal(many.shifts[1::2], many.shifts[::2]) == pairs
+
+
 @pytest.mark.parametrize("count", [60, 61], ids=["pairs", "one-alone"])
 def test_the_error_of_kernel_shap_is_the_jackknife_over_pairs(count):
     keep = _drawn_coalitions(count, 5, torch.Generator().manual_seed(0))
@@ -52,6 +77,35 @@ def test_the_error_of_kernel_shap_is_the_jackknife_over_pairs(count):
     pair = torch.arange(count) // 2
     moved = torch.stack([fit(pair != each) - whole for each in pair.unique()])
     torch.testing.assert_close(_jackknife_error(keep, scores, whole, none), moved.square().sum(dim=0).sqrt())
+
+
+@pytest.mark.parametrize(("count", "places"), [(40, 6), (41, 6), (36, 50)], ids=["pairs", "one-alone", "many-places"])
+def test_the_error_of_rise_is_the_jackknife_over_pairs_under_its_penalty(count, places):
+    masks, scores = (
+        (torch.rand(count, places, generator=torch.Generator().manual_seed(0)) < 0.5).double(),
+        normal(count),
+    )
+    scores = (masks[:, 0] + scores)[:, None].double()
+
+    def fit(chosen, penalty):
+        design, answer = masks[chosen] - masks[chosen].mean(dim=0), scores[chosen] - scores[chosen].mean()
+        return torch.linalg.solve(design.T @ design + penalty * torch.eye(places).double(), design.T @ answer)[:, 0]
+
+    def loss(penalty):  # generalized cross-validation
+        design = masks - masks.mean(dim=0)
+        hat = design @ torch.linalg.inv(design.T @ design + penalty * torch.eye(places).double()) @ design.T + 1 / count
+        return (scores[:, 0] - hat @ scores[:, 0]).square().sum() / (count - hat.trace()) ** 2
+
+    values, error, degrees = ridge_map(masks, scores)
+    every = torch.ones(count, dtype=torch.bool)
+    scale = torch.linalg.eigvalsh((masks - masks.mean(dim=0)).T @ (masks - masks.mean(dim=0))).max()
+    penalty = min(torch.logspace(-6, 2, 33).double() * scale, key=loss)
+    torch.testing.assert_close(values[0], fit(every, penalty))
+    pair = torch.arange(count) // 2
+    parts = torch.stack([fit(pair != one, penalty) for one in range(count // 2)])
+    spread = (parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)
+    torch.testing.assert_close(error[0], spread.sqrt())
+    assert 1 <= degrees < count // 2
 
 
 def test_intervals_of_one_and_of_several_inputs_and_without_an_error():
