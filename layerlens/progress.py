@@ -7,7 +7,7 @@ import contextvars
 import sys
 import warnings
 from collections.abc import Callable, Generator, Iterable, Sized
-from typing import TypeVar
+from typing import Any, TypeVar
 
 with warnings.catch_warnings():  # a notebook without ipywidgets gets the bar of a terminal
     warnings.simplefilter("ignore")
@@ -65,7 +65,8 @@ def track(
         label: name of the work.
         total: number of items; None for `len(iterable)`; without either only the count is shown.
         enabled: True shows the bar at once, also outside of terminals, False never; None (default) does what
-            `showing` says, or else shows it in a terminal or a notebook if the work takes longer than half a second.
+            `showing` says, or else shows it if the work takes longer than half a second, in a terminal or a notebook
+            that a person runs.
         weigh: number of samples in an item, if `total` counts samples.
 
     Yields:
@@ -101,7 +102,7 @@ def counting(
     if enabled is None:
         enabled = _ASKED.get()
     stream = sys.stderr
-    watched = IN_NOTEBOOK or (stream is not None and stream.isatty())
+    watched = _attended() if IN_NOTEBOOK else stream is not None and stream.isatty()
     if stream is None or not (watched if enabled is None else enabled):
         yield lambda count: raise_held()
         return
@@ -120,3 +121,10 @@ def counting(
             bar.update(count)
 
         yield done
+
+
+def _attended() -> bool:
+    """Whether somebody could be asked in the notebook; not where nbclient or papermill run it, which keep the bar."""
+    shell: Any = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    request = shell.get_parent() if hasattr(shell, "get_parent") else {}
+    return bool(request.get("content", {}).get("allow_stdin", True))

@@ -24,7 +24,7 @@ ROOT = Path(__file__).resolve().parents[1]
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGES = {"demo": "skimage", "text": "transformers", "pandas": "pandas", "xarray": "xarray", "sklearn": "sklearn",
             "ray": "ray", "docs": "sphinx",
-            "interactions": "shapiq", "trak": "dattri"}  # fmt: skip
+            "interactions": "shapiq", "trak": "dattri", "widget": "anywidget"}  # fmt: skip
 """Extra -> a module that comes with it and not with layerlens itself; jinja2, of `report`, comes with torch as well."""
 
 
@@ -60,6 +60,7 @@ def alone() -> None:
         "sklearn": lambda: lens.linear_probe(x, torch.arange(8) % 2),
         "interactions": lambda: lens.interactions(x[:1]),
         "trak": lambda: lens.influence(training=layerlens.Data(x, labels=[0] * 8), method="trak"),
+        "widget": lambda: lens.explore(x[:1], targets=0).widget(),
         "ray": lambda: lens.over(x, engine="ray", store="run").capture(),
     }
     for extra, call in calls.items():
@@ -128,6 +129,7 @@ ROWS: dict[str, Callable[[], None]] = {
         "docs/saliency.md", "import CLASS_NAMES, load_digit_net", "class Together", ".interactions("
     ),
     "trak": lambda: blocks("docs/groups-and-errors.md", "from layerlens import Data", 'method="trak"'),
+    "widget": lambda: blocks("docs/explorer.md", ".widget()"),
     "ray": ray,
     "docs": command(str(ROOT / "docs/site/build.py"), "--out", "site/html"),
 }

@@ -2,7 +2,9 @@
 
 import contextlib
 import io
+import sys
 import time
+import types
 
 import pytest
 import torch
@@ -37,6 +39,18 @@ def test_a_notebook_sees_the_bar(monkeypatch):
     monkeypatch.setattr(progress, "tqdm", lambda **given: shown.append(given) or contextlib.nullcontext(Bar()))
     assert list(progress.track([1, 2, 3], "some_work")) == [1, 2, 3]
     assert shown[0]["desc"] == "some work" and shown[0]["total"] == 3
+
+
+@pytest.mark.parametrize("asked, seen", [(True, 1), (False, 0)])
+def test_a_notebook_that_nobody_watches_keeps_no_bar(monkeypatch, asked, seen):
+    shell = types.SimpleNamespace(get_parent=lambda: {"content": {"allow_stdin": asked}})
+    monkeypatch.setitem(sys.modules, "IPython", types.SimpleNamespace(get_ipython=lambda: shell))
+    shown = []
+    monkeypatch.setattr(progress, "IN_NOTEBOOK", True)
+    monkeypatch.setattr(progress, "tqdm", lambda **given: shown.append(given) or contextlib.nullcontext(Bar()))
+    assert list(progress.track([1, 2, 3], "work")) == [1, 2, 3]
+    assert len(shown) == seen
+    assert list(progress.track([1], "work", enabled=True)) == [1] and len(shown) == seen + 1
 
 
 def test_a_terminal_sees_the_count_and_a_clean_line(monkeypatch):

@@ -7,13 +7,17 @@ import math
 import os
 from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from layerlens.errors import check_count
 from layerlens.plotting.style import Array
 from layerlens.report.page import check_file
 
-from . import page
+from . import page, widget
 from .packing import View
+
+if TYPE_CHECKING:
+    from anywidget import AnyWidget
 
 VIEWS = ("Input", "Layers", "Tokens", "Heads", "Ledger", "About")
 """Tabs that every page may have; results have other titles."""
@@ -71,6 +75,25 @@ class Explorer:
         """
         check_file(path)
         return page.write(self.to_html(), path)
+
+    def widget(self, height: int = HEIGHT) -> AnyWidget:
+        """Return the page as a widget of a notebook, whose `selected` is what was clicked on it.
+
+        `selected` is a dict: `view` (name of the tab); `input`, `target` and `method`, numbers from 0, and the three of
+        the other side in `compared`; `layer`, the name that selects it, with its `call` and `unit`; `token`; `head`, a
+        dict of its `layer` and number. What is not selected is None. Set it, and the page goes there; what the page
+        does not have is refused. `.observe(function, "selected")` calls a function at each click.
+
+        Args:
+            height: height in pixels.
+
+        Raises:
+            MissingPackage: without anywidget, `pip install 'layerlens-torch[widget]'`; the explorer itself as the last
+                line of a cell shows the same page without it.
+            OptionError: when the height is not a whole number of at least 1.
+        """
+        check_count("height", height)
+        return widget.make(self, height)
 
     @property
     def views(self) -> tuple[str, ...]:

@@ -33,7 +33,7 @@ def render(title: str, content: dict[str, Any], numbers: Any) -> str:
         content: what is shown, which becomes JSON.
         numbers: all numbers, float32.
     """
-    style, script = (_file(name) for name in ("explorer.css", "explorer.js"))
+    style, script = map(template, ("explorer.css", "explorer.js"))
     inner = [text for one in content["results"] for text in re.findall(r"<style[^>]*>(.*?)</style>", one["html"], re.S)]
     styles = " ".join(dict.fromkeys(map(_hash, [style, *inner])))
     policy = (
@@ -44,7 +44,7 @@ def render(title: str, content: dict[str, Any], numbers: Any) -> str:
     for sign in "<>&\u2028\u2029":
         data = data.replace(sign, f"\\u{ord(sign):04x}")
     packed = base64.b64encode(np.asarray(numbers, dtype="<f4").tobytes()).decode()
-    return string.Template(_file("explorer.html")).substitute(
+    return string.Template(template("explorer.html")).substitute(
         title=escape(title), policy=escape(policy), style=style, script=script, data=data, numbers=packed
     )
 
@@ -61,7 +61,8 @@ def framed(html: str) -> str:
     return f'<!doctype html><html lang="en"><meta charset="utf-8"><style>{FRAME}</style><body>{html}</body></html>'
 
 
-def _file(name: str) -> str:
+def template(name: str) -> str:
+    """Return a file of the front end."""
     return (resources.files(__package__) / "templates" / name).read_text(encoding="utf-8")
 
 

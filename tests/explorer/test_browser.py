@@ -16,7 +16,7 @@ from .conftest import HOSTILE, layer_named, read
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 MADE = ("digits", "words", "series")
-SCRIPT = Path(layerlens.__file__).parent / "explorer" / "templates" / "explorer.js"
+SCRIPTS = sorted((Path(layerlens.__file__).parent / "explorer" / "templates").glob("*.js"))
 TYPESCRIPT = "typescript@5.9.3"
 
 
@@ -292,7 +292,8 @@ def test_a_notebook_shows_it_in_a_frame(browser, digits):
     page.close()
 
 
-def test_the_script_has_types(tmp_path):
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_the_scripts_have_types(script, tmp_path):
     assert shutil.which("npm"), "this test needs npm"
     options = "--allowJs --checkJs --strict --noEmit --target es2022 --module esnext --moduleDetection force"
     command = [
@@ -305,7 +306,7 @@ def test_the_script_has_types(tmp_path):
         *options.split(),
         "--lib",
         "es2022,dom,dom.iterable",
-        SCRIPT,
+        script,
     ]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

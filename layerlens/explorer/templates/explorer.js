@@ -27,6 +27,9 @@
  *   results: {title: string, html: string}[], facts: string[][], notes: string[], warnings: string[]}} Content
  * @typedef {{sample: number, target: number, method: number}} Side
  * @typedef {"relevance" | "active"} Kind
+ * @typedef {{view: string, input: number, target: number, method: number, compared: {input: number, target: number,
+ *   method: number} | null, layer: string | null, call: number, unit: number | null, token: number | null,
+ *   head: {layer: string, head: number | null} | null}} Selected  As `selected` of the widget.
  */
 
 /** @param {string} id @returns {HTMLElement} */
@@ -797,7 +800,51 @@ function refresh(focus) {
   const wanted = focus ?? (before ? `#${before}` : "");
   const element = wanted ? document.querySelector(wanted) : null;
   if (element instanceof HTMLElement) element.focus({ preventScroll: true });
+  follow();
 }
+
+// -- a notebook that follows what is chosen ---------------------------------------------------------------------------
+
+/** @type {MessagePort | null} */
+let port = null;
+let sent = "";
+
+/** @returns {Selected} */
+function selected() {
+  /** @param {Side} side */
+  const shown = ({ sample, target, method }) => ({ input: sample, target, method });
+  const [layer, head] = [content.layers[state.layer], content.heads?.parts[state.head]];
+  return {
+    view: state.tab, ...shown(state.first), compared: state.second ? shown(state.second) : null,
+    layer: layer ? layer.path + (layer.tensor ? `/${layer.tensor}` : "") : null, call: layer?.call ?? 0,
+    unit: state.unit < 0 ? null : state.unit, token: state.token < 0 ? null : state.token, head: head ? { layer: head.layer, head: head.head } : null,
+  };
+}
+
+function follow() {
+  const text = JSON.stringify(selected());
+  if (port && text !== sent) port.postMessage(JSON.parse(text));
+  sent = text;
+}
+
+/** Show what Python chose, which it has checked. @param {Selected} chosen */
+function show(chosen) {
+  /** @param {{input: number, target: number, method: number}} one @returns {Side} */
+  const side = ({ input, target, method }) => ({ sample: input, target, method });
+  const named = (/** @type {Layer} */ one) => one.path + (one.tensor ? `/${one.tensor}` : "") === chosen.layer && one.call === chosen.call;
+  Object.assign(state, {
+    tab: chosen.view, first: side(chosen), second: chosen.compared && side(chosen.compared), layer: content.layers.findIndex(named),
+    unit: chosen.unit ?? -1, token: chosen.token ?? -1,
+    head: content.heads?.parts.findIndex((one) => one.layer === chosen.head?.layer && one.head === chosen.head.head) ?? -1,
+  });
+  refresh();
+}
+
+addEventListener("message", (event) => {
+  if (event.source !== parent || event.data !== "follow" || !event.ports[0]) return;
+  port = event.ports[0];
+  port.onmessage = (message) => show(message.data);
+});
 
 const select = /** @type {HTMLSelectElement} */ (byId("number"));
 content.numbers.forEach((one, place) => select.append(make("option", { value: place }, one.name)));
