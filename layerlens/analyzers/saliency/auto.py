@@ -23,7 +23,7 @@ from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.common.scorer import Scorer, gradients, scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.errors import LayerLensError, OptionError, RelevanceError, warn
+from layerlens.errors import LayerLensError, OptionError, RelevanceError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -75,17 +75,26 @@ class Choice:
         return f"{', '.join([self.why, *more])}: docs/{self.page}.md"
 
 
-PASSES = 200
-"""Forward passes that leave-one-out may take for a text: what integrated gradients cost with 50 steps and more."""
+LEAST = 3
+"""The smallest budget: relevance takes about three passes, integrated gradients two and their steps."""
 
-SAMPLED, TABLE = 300, 1000
-"""Forward passes that sampled Shapley values may take for other inputs, and for a table, whose models are small."""
+TEXT, TABLE, SAMPLED = 200, 1000, 300
+"""Passes for texts, tables, and sampled Shapley values of other inputs, if no budget is given.
 
-EXACT = 9
-"""Columns of which all 2^9 coalitions are the 512 that `kernel_shap` takes, so that its values are exact."""
+A text gets what integrated gradients cost with 50 steps and more; the models of tables are small.
+"""
 
-WIDE = 250
-"""Columns beyond which four orders of the columns of a table cost more than `TABLE`."""
+ENDS = 2
+"""Passes for the scores of the input and of the baseline."""
+
+MOST_STEPS = 200
+"""Steps of integrated gradients that a budget is spent on."""
+
+TOGETHER = 200
+"""Features of inputs of several kinds for which Shapley values are sampled, if no budget is given."""
+
+ORDERS = 4
+"""Orders of the columns that sampled Shapley values of a table need at least."""
 
 FEWEST_ROWS, APART, FAR = 10, 3, 10
 """A column is far from zero if its mean is three deviations away; of fewer than ten rows, if all are beyond ten."""
@@ -130,6 +139,7 @@ def auto(
     where: Selection = None,
     baseline: Baseline | None = None,
     baselines: Baselines = None,
+    budget: int | None = None,
     forward: Forward | None = None,
     progress: bool | None = None,
 ) -> Attribution:
@@ -152,13 +162,16 @@ def auto(
             `integrated_gradients` takes its place.
         baselines: background data, such as rows of your data: Shapley values are of the mean score over them, as in
             `kernel_shap`; `gradient_shap` takes the place of other methods.
+        budget: passes that the method may take for a sample, 3 or more. A gradient counts as one; choosing the method,
+            and a few passes that prepare it, are not counted. None for those with which the methods were measured, as
+            above.
 
     Returns:
         The `Attribution` of the chosen method; `settings["chosen"]` says why it was chosen.
 
     Raises:
         InputError: when the input holds nothing to attribute to, or whole numbers that the model does not take.
-        OptionError: when the baseline does not fit the input.
+        OptionError: when the baseline does not fit the input, or the budget is below what the method for it needs.
         LayerNotFound: when `where` matches no layer.
         SelectionError: when `where` matches several layers or calls.
         TargetError: when the target does not fit the output.
@@ -174,11 +187,14 @@ def auto(
         >>> found = auto(nn.Linear(3, 1), torch.ones(1, 3))
         >>> found.method, found.settings["chosen"]
         ('kernel_shap', 'a table of 3 columns, baseline zero: docs/saliency.md')
+        >>> auto(nn.Linear(3, 1), torch.ones(1, 3), budget=5).method
+        'integrated_gradients'
     """
     inputs = as_inputs(x)
     choice = choose_method(
-        model, inputs, target=target, where=where, baseline=baseline, baselines=baselines, forward=forward
-    )
+        model, inputs, target=target, where=where, baseline=baseline, baselines=baselines, budget=budget,
+        forward=forward,
+    )  # fmt: skip
     result = choice.result
     if result is None:
         result = CHOSEN[choice.name](model, inputs, target=target, forward=forward, **choice.options)
@@ -186,8 +202,9 @@ def auto(
     if baseline is None and baselines is None and choice.name in FROM_ZERO:
         rows, floating = _ROWS.get() or {}, inputs.floating()
         _warn_of_zero({name: rows.get(name, floating[name]) for name in choice.tables if name in floating}, inputs)
-    said = (f"{one} {result.settings[one]}" for one in ("baseline", "baselines") if one in result.settings)
-    settings = {**result.settings, "chosen": choice.chosen(*said)}
+    said = [f"{one} {result.settings[one]}" for one in ("baseline", "baselines") if one in result.settings]
+    at_most = [f"at most {budget} passes"] if budget is not None else []
+    settings = {**result.settings, "chosen": choice.chosen(*said, *at_most)}
     return dataclasses.replace(result, cost=", ".join([result.cost, *choice.spent]), settings=settings)
 
 
@@ -219,6 +236,7 @@ def choose_method(
     where: Selection = None,
     baseline: Baseline | None = None,
     baselines: Baselines = None,
+    budget: int | None = None,
     forward: Forward | None = None,
 ) -> Choice:
     """Return the method for an input, why it was chosen, and its result where it had to be run to find out.
@@ -226,17 +244,24 @@ def choose_method(
     Raises:
         InputError: when there is nothing to attribute to, or the model does not take the whole numbers of its input.
         TargetError: when the target does not fit the output.
-        OptionError: when a baseline and baselines are given.
+        OptionError: when a baseline and baselines are given, or the budget is too small.
     """
+    if budget is not None:
+        check_count("budget", budget, least=LEAST)
+        if baselines is not None:
+            raise OptionError(
+                f"budget={budget} counts passes against one baseline: with baselines= name a method and its own number "
+                "of samples, such as method='kernel_shap', samples=100."
+            )
     if baseline is not None and baselines is not None:
         raise OptionError(BOTH)
     with scoring(model, inputs, target, where=where, forward=forward, whole="always") as scorer:
         kinds = {name: _kind(leaf) for name, leaf in scorer.leaves.items()}
-        choice = _choice(scorer, where, set(kinds.values()))
+        choice = _choice(scorer, where, set(kinds.values()), budget)
     choice = dataclasses.replace(choice, tables=tuple(name for name, kind in kinds.items() if kind is Kind.TABLE))
     name, options = choice.name, dict(choice.options)
     if baseline is not None and name in ("relevance", "centered_relevance"):
-        name, options = "integrated_gradients", {}
+        name, options = "integrated_gradients", _steps(budget)
     if baselines is not None:
         if name not in ("kernel_shap", "shapley_sampling"):
             name, options = "gradient_shap", {key: value for key, value in options.items() if key == "where"}
@@ -245,7 +270,7 @@ def choose_method(
         choice = _measured(
             choice, set(kinds.values()), lambda: relevance(model, inputs, target=target, forward=forward)
         )
-        name = choice.name
+        name, options = choice.name, _steps(budget) if choice.name == "integrated_gradients" else options
     if choice.result is None and baseline is not None:
         options["fill" if name == "leave_one_out" else "baseline"] = baseline
     return dataclasses.replace(choice, name=name, options=options)
@@ -272,31 +297,45 @@ def _measured(choice: Choice, kinds: set[Kind], run: Callable[[], Attribution]) 
     return dataclasses.replace(choice, why=why, page=page, result=found)
 
 
-def _choice(scorer: Scorer, where: Selection, kinds: set[Kind]) -> Choice:
+def _choice(scorer: Scorer, where: Selection, kinds: set[Kind], budget: int | None) -> Choice:
     """The method for an input of some kinds, as far as they decide; a gradient may be tried."""
     leaves = list(scorer.leaves.values())
     if kinds == {Kind.TEXT}:
-        return _for_text([leaf.value.shape[1] for leaf in leaves])
+        return _for_text([leaf.value.shape[1] for leaf in leaves], budget)
     count = features_of(scorer).count
-    if kinds == {Kind.TABLE} and count <= WIDE:
+    passes = TABLE if budget is None else budget - ENDS
+    if kinds == {Kind.TABLE} and ORDERS * count <= passes:
         why = f"a table of {count} column{'s' * (count > 1)}"
-        return Choice("kernel_shap", {"samples": 2**count}, why) if count <= EXACT else _sampled(count, TABLE, why)
+        return Choice("kernel_shap", {"samples": 2**count}, why) if 2**count <= passes else _sampled(count, passes, why)
     at_layer = {"where": where} if Kind.LAYER in kinds else {}
     why = " and ".join(sorted(kind.value for kind in kinds))
+    together = count <= TOGETHER if budget is None else 2 * count <= passes
+    passes = SAMPLED if budget is None else passes
     unreached, finite = _unreached(scorer)
     if unreached:
-        found = _sampled(count, SAMPLED, f"no gradient reaches {unreached}")
+        if budget is not None and 2 * count > passes:
+            raise OptionError(
+                f"budget={budget} is too small: no gradient reaches {unreached}, and sampled Shapley values of {count} "
+                f"features take {2 * count + ENDS} passes at least. Give budget={2 * count + ENDS}, or name a method "
+                "of other cost: lens.saliency.methods(for_input=x)."
+            )
+        found = _sampled(count, passes, f"no gradient reaches {unreached}")
         found = dataclasses.replace(found, options={**at_layer, **found.options})
     elif at_layer:
-        found = Choice("integrated_gradients", at_layer, why)
-    elif len(kinds) > 1 and count <= PASSES:
-        found = _sampled(count, SAMPLED, f"{why}, {count} features together")
+        found = Choice("integrated_gradients", {**at_layer, **_steps(budget)}, why)
+    elif len(kinds) > 1 and together:
+        found = _sampled(count, passes, f"{why}, {count} features together")
     elif scorer.joint and len(scorer.rows) > 1:
-        found = Choice("integrated_gradients", {}, f"{why}, one value for all samples")
+        found = Choice("integrated_gradients", _steps(budget), f"{why}, one value for all samples")
     else:
         many = f", {count} features together, too many for Shapley values" if len(kinds) > 1 else ""
         found = Choice("relevance", {}, why + many, finite=finite)
     return dataclasses.replace(found, spent=("1 gradient to choose it",))
+
+
+def _steps(budget: int | None) -> dict[str, int]:
+    """Steps of integrated gradients: all that the budget pays at once, or the default, which is doubled if need be."""
+    return {} if budget is None else dict.fromkeys(("steps", "max_steps"), min(MOST_STEPS, budget - ENDS))
 
 
 def _kind(leaf: Leaf) -> Kind:
@@ -331,14 +370,15 @@ def _unreached(scorer: Scorer) -> tuple[str, bool]:
     return f"{place} {', '.join(flat)}" if flat else "", all(map(all_finite, slopes.values()))
 
 
-def _for_text(lengths: list[int]) -> Choice:
+def _for_text(lengths: list[int], budget: int | None) -> Choice:
     count = sum(lengths)
+    passes = TEXT if budget is None else budget
     why, page = f"a text of {count} token(s)", "language-models"
-    if count > PASSES:
+    if count > passes:
         return Choice("centered_relevance", {}, why, page)
     if min(lengths) < 2:  # no other token to draw
         return Choice("leave_one_out", {"fill": "zero"}, why, page)
-    return Choice("leave_one_out", {"draws": max(1, min(4, PASSES // count))}, why, page)
+    return Choice("leave_one_out", {"draws": max(1, min(4, passes // count))}, why, page)
 
 
 def _sampled(count: int, passes: int, why: str) -> Choice:
