@@ -220,6 +220,59 @@ def test_two_are_compared_side_by_side(opened):
         same(reading(page), values[7])
 
 
+def sixth(value):
+    """A number as the page reads it."""
+    return float(f"{float(np.float32(value)):.6g}")
+
+
+def both(text, one, other):
+    """Check the two numbers of a text, and their difference, to the last of six digits of the largest."""
+    found = re.search(r"A (\S+), B (\S+), A − B ([^\s,]+)", text)
+    one, other = float(np.float32(one)), float(np.float32(other))
+    assert (float(found[1]), float(found[2])) == (sixth(one), sixth(other)), text
+    largest = max(abs(one), abs(other), abs(one - other))
+    assert abs(float(found[3]) - (one - other)) <= 0.6 * 10.0 ** (np.floor(np.log10(largest)) - 5)
+
+
+def test_the_tree_and_the_units_compare_both_sides(opened):
+    page, explorer = opened("digits")
+    page.click("#compare")
+    page.select_option("#input-b", "0")
+    page.select_option("#target-b", "1")
+    layers = {one["path"]: place for place, one in reversed(list(enumerate(explorer.content["layers"])))}
+    own = explorer.content["samples"][0]["layers"]
+    for number in (0, 2):
+        page.select_option("#number", str(number))
+        values = {path: read(explorer, own[layer]["numbers"], number) for path, layer in layers.items()}
+        values = {path: found for path, found in values.items() if np.isfinite(found).all()}
+        key = {
+            "1": lambda path, values=values: abs(values[path][0]),
+            "2": lambda path, values=values: abs(values[path][-1]),
+            "3": lambda path, values=values: abs(float(values[path][0]) - float(values[path][-1])),
+        }
+        for order, first in key.items():
+            page.select_option("#order", order)
+            rows = page.get_by_role("treeitem").all()
+            paths = [row.get_attribute("data-path") for row in rows]
+            assert set(paths) == set(values)
+            sizes = [first(path) for path in paths]
+            assert sizes == sorted(sizes, reverse=True) or np.allclose(sizes, sorted(sizes, reverse=True), rtol=1e-5)
+            for row, path in zip(rows, paths, strict=True):
+                both(row.get_attribute("aria-label"), *values[path])
+    page.locator('[data-path="blocks.1"] > .row').click()
+    relevance = read(explorer, own[layers["blocks.1"]]["relevance"])
+    for by, first in enumerate((relevance[0], relevance[1], relevance[0] - relevance[1])):
+        page.select_option("#by", str(by))
+        units = page.locator("#panel [data-unit]").all()
+        order = [int(unit.get_attribute("data-unit")) for unit in units]
+        assert np.allclose(np.abs(first[order]), np.sort(np.abs(first))[::-1], rtol=1e-5)
+        for unit, place in list(zip(units, order, strict=True))[:3]:
+            both(unit.get_attribute("aria-label"), *relevance[:, place])
+    page.click("#compare")
+    page.select_option("#order", "0")
+    assert page.get_by_role("treeitem").count() == len(explorer.content["tree"])
+
+
 def test_the_keyboard_is_enough(opened):
     page, _ = opened("digits")
     page.keyboard.press("Tab")

@@ -1,4 +1,5 @@
-// The page of an explorer. It shows numbers that Python made and computes none itself: it sorts, colors and draws.
+// The page of an explorer. It shows numbers that Python made: it sorts, colors and draws, adds up entries of the ledger,
+// and subtracts what is compared.
 // Checked by `tsc --checkJs --strict`; texts are set as text, never as HTML.
 "use strict";
 
@@ -65,7 +66,25 @@ function exact(value) {
 
 /** A short number for a list. @param {number} value @returns {string} */
 function short(value) {
-  return Number.isFinite(value) ? String(Number(value.toPrecision(3))) : "";
+  const text = String(Number(value.toPrecision(3)));
+  return !Number.isFinite(value) ? "" : Math.abs(value) < 0.001 && text.length > 6 ? String(Number(text).toExponential()) : text;
+}
+
+/** The difference of two numbers, to as many decimals as the six digits of the larger have. @param {number[]} values @returns {number} */
+function difference([one, other]) {
+  const digits = 5 - Math.floor(Math.log10(Math.max(Math.abs(one), Math.abs(other)) || 1));
+  return digits > 100 ? one - other : digits < 0 ? Math.round(one - other) : Number((one - other).toFixed(digits));
+}
+
+/** The numbers of the sides as read: the number, or both and their difference. @param {number[]} values @returns {string} */
+function exactly(values) {
+  return values.length < 2 ? exact(values[0]) : `A ${exact(values[0])}, B ${exact(values[1])}, A − B ${exact(difference(values))}`;
+}
+
+/** What to sort by: the number of a side, or the difference of both, by size; what is unknown comes last. @param {number[]} values @param {number} by @param {boolean} sized @returns {number} */
+function sortedBy(values, by, sized) {
+  const value = values.length < 2 ? values[0] : by === 2 ? difference(values) : values[by];
+  return Number.isNaN(value) ? -Infinity : sized || by === 2 && values.length > 1 ? Math.abs(value) : value;
 }
 
 /**
@@ -106,10 +125,10 @@ function choice(label, options, chosen, change, id) {
 // -- what is shown ----------------------------------------------------------------------------------------------------
 
 /** @type {{first: Side, second: Side | null, tab: string, layer: number, unit: number, token: number, head: number,
- *   number: number, sort: number, kind: Kind, share: number, query: number, every: boolean, closed: Set<string>}} */
+ *   number: number, order: number, sort: number, by: number, kind: Kind, share: number, query: number, every: boolean, closed: Set<string>}} */
 const state = {
   first: { sample: 0, target: 0, method: 0 }, second: null, tab: "Input", layer: content.layers.length - 1, unit: -1,
-  token: -1, head: -1, number: 0, sort: 0, kind: "relevance", share: 0, query: -1, every: false, closed: new Set(),
+  token: -1, head: -1, number: 0, order: 0, sort: 0, by: 0, kind: "relevance", share: 0, query: -1, every: false, closed: new Set(),
 };
 const MOST_UNITS = 48;
 const PRESENT = /** @type {Record<string, string>} */ ({ "\n": "↵", "\t": "⇥", " ": "␣" });
@@ -150,10 +169,10 @@ function numberOf(side, layer, number) {
 
 // -- maps -------------------------------------------------------------------------------------------------------------
 
-/** @param {Float32Array} values */
+/** @param {Iterable<number>} values */
 function largest(values) {
   let most = 0;
-  for (const value of values) most = Math.max(most, Math.abs(value));
+  for (const value of values) if (Math.abs(value) > most) most = Math.abs(value);
   return most;
 }
 
@@ -399,16 +418,18 @@ function known(layer) {
   return layer.known ?? Array.from({ length: layer.units }, (_, unit) => unit);
 }
 
-/** The units of a layer in the chosen order, with their place among the known. @param {Side} side @param {number} layer */
-function unitsOf(side, layer) {
-  const [one, found] = [content.layers[layer], valuesOf(side, layer)];
-  if (!found) return [];
-  const active = part(found.activation);
-  const relevant = found.relevance ? part(found.relevance, side.target) : null;
-  const rows = known(one).map((unit, place) => ({ unit, place, activation: active[place], relevance: relevant ? relevant[place] : NaN, kept: one.kept.indexOf(unit) }));
-  if (state.sort === 0 && relevant) rows.sort((left, right) => Math.abs(right.relevance) - Math.abs(left.relevance));
-  if (state.sort === 1 || (state.sort === 0 && !relevant)) rows.sort((left, right) => right.activation - left.activation);
-  return rows;
+/** The units of a layer in the chosen order, with their place among the known and their numbers on each side. @param {number} layer */
+function unitsOf(layer) {
+  const one = content.layers[layer];
+  const found = sides().map((side) => valuesOf(side, layer));
+  const active = found.map((values) => values && part(values.activation));
+  const relevant = found.map((values, place) => (values?.relevance ? part(values.relevance, sides()[place].target) : null));
+  const by = state.sort === 0 && relevant.some((values) => values) ? "relevance" : "activation";
+  const rows = known(one).map((unit, place) => {
+    const numbers = { relevance: relevant.map((values) => values?.[place] ?? NaN), activation: active.map((values) => values?.[place] ?? NaN) };
+    return { unit, kept: one.kept.indexOf(unit), ...numbers, first: sortedBy(numbers[by], state.by, by === "relevance") };
+  });
+  return state.sort === 2 ? rows : rows.sort((left, right) => right.first - left.first);
 }
 
 /** @returns {Node[]} */
@@ -430,25 +451,33 @@ function layersView() {
   }));
   found.push(make("h3", {}, "Units"), make("div", { class: "tools" },
     choice("Sort by", ["relevance", "activation", "index"], state.sort, (chosen) => { state.sort = chosen; refresh(); }, "sort"),
+    state.second && state.sort < 2 ? choice("of", ["A", "B", "A − B"], state.by, (chosen) => { state.by = chosen; refresh(); }, "by") : null,
     choice("Show", ["relevance", "activation"], state.kind === "active" ? 1 : 0, (chosen) => { state.kind = chosen ? "active" : "relevance"; refresh(); }, "kind")));
-  found.push(unitsList(state.first, layer));
+  found.push(unitsList(layer));
   if (state.unit >= 0) found.push(...unitView(layer, state.unit));
   return found;
 }
 
-/** @param {Side} side @param {number} layer */
-function unitsList(side, layer) {
-  const [one, values] = [content.layers[layer], valuesOf(side, layer)];
-  if (!values) return make("p", {}, "No units.");
-  const rows = unitsOf(side, layer);
+/** @param {number} layer */
+function unitsList(layer) {
+  const one = content.layers[layer];
+  if (!sides().some((side) => valuesOf(side, layer))) return make("p", {}, "No units.");
+  const rows = unitsOf(layer);
   const shown = rows.slice(0, state.every ? rows.length : MOST_UNITS);
+  const two = state.second !== null;
   const list = make("ul", { class: "units", "aria-label": `Units of ${layerName(layer)}` }, ...shown.map((row) => {
-    const view = state.kind === "active" ? values.active : values.maps;
-    const own = view && row.kept >= 0 ? (state.kind === "active" ? part(view, row.kept) : part(view, side.target, row.kept)) : null;
-    const text = `unit ${row.unit}: relevance ${exact(row.relevance)}, activation ${exact(row.activation)}`;
-    return make("li", {}, saying(make("button", { type: "button", class: "unit", "data-unit": row.unit, "aria-pressed": String(row.unit === state.unit), "aria-label": text, click: () => { state.unit = row.unit; refresh(`[data-unit="${row.unit}"]`); } },
-      own ? overInput(side, own, values.sizes, values.unitBlock, one.places, { label: "", kind: state.kind, small: true }) : null,
-      make("span", { class: "name" }, `unit ${row.unit}`), make("span", {}, `R ${short(row.relevance)}`), make("span", {}, `a ${short(row.activation)}`)), text));
+    const text = `unit ${row.unit}: relevance ${exactly(row.relevance)}, activation ${exactly(row.activation)}`;
+    const columns = sides().map((side, place) => {
+      const values = valuesOf(side, layer);
+      const view = state.kind === "active" ? values?.active : values?.maps;
+      const own = view && row.kept >= 0 ? (state.kind === "active" ? part(view, row.kept) : part(view, side.target, row.kept)) : null;
+      return make("span", { class: "column" }, own && values ? overInput(side, own, values.sizes, values.unitBlock, one.places, { label: "", kind: state.kind, small: true }) : null,
+        two ? make("span", { class: "note" }, "AB"[place]) : null, make("span", {}, `R ${short(row.relevance[place])}`), make("span", {}, `a ${short(row.activation[place])}`));
+    });
+    const apart = two && state.sort < 2 ? make("span", {}, `${state.sort ? "a" : "R"} A − B ${short(difference(state.sort ? row.activation : row.relevance))}`) : null;
+    const button = make("button", { type: "button", class: two ? "unit both" : "unit", "data-unit": row.unit, "aria-pressed": String(row.unit === state.unit), "aria-label": text, click: () => { state.unit = row.unit; refresh(`[data-unit="${row.unit}"]`); } },
+      make("span", { class: "name" }, `unit ${row.unit}`), make("span", { class: "columns" }, ...columns), apart);
+    return make("li", {}, saying(button, text));
   }));
   const more = rows.length > shown.length ? make("button", { type: "button", click: () => { state.every = true; refresh(); } }, `Show all ${rows.length} units`) : null;
   const rest = one.known !== null ? make("p", { class: "note" }, `${one.units - one.known.length} further units have less relevance and activation, and are not in this file.`) : null;
@@ -489,7 +518,7 @@ function topInputs(layer, unit, place, kept) {
     const value = !values ? NaN : by === "active" ? part(values.activation)[place] : relevance ? part(relevance, Math.min(state.first.target, relevance[1] - 1))[place] : NaN;
     return { sample, number, values, value };
   }).filter((row) => Number.isFinite(row.value)).sort((left, right) => right.value - left.value);
-  return [make("h3", {}, `Top inputs of unit ${unit}, by ${by === "active" ? "activation" : "relevance"}`),
+  return [make("h3", {}, `Top inputs of unit ${unit}, by ${by === "active" ? "activation" : `relevance for ${content.targets[state.first.target]}`}`),
     make("ul", { class: "units", id: "top-inputs" }, ...rows.slice(0, 16).map((row) => {
       const side = { ...state.first, sample: row.number };
       const view = by === "active" ? row.values?.active : row.values?.maps;
@@ -666,18 +695,29 @@ const byPath = new Map(content.tree.map((row) => [row.path, row]));
 
 function drawTree() {
   const number = content.numbers[state.number];
+  const two = state.second !== null;
+  const order = Math.min(state.order, two ? 3 : 1);
+  byId("tree-tools").replaceChildren(
+    choice("Number by layer", content.numbers.map((one) => one.name), state.number, (chosen) => { state.number = chosen; refresh(); }, "number"),
+    choice("Order", two ? ["as in the model", "largest A", "largest B", "largest difference"] : ["as in the model", "largest first"], order, (chosen) => { state.order = chosen; refresh(); }, "order"));
   byId("about-number").textContent = `${number.name}: ${number.about}.`;
-  const values = new Map(content.tree.map((row) => [row.path, row.layers.length ? numberOf(state.first, row.layers[0], state.number) : NaN]));
-  const most = [...values.values()].reduce((found, value) => (Math.abs(value) > found ? Math.abs(value) : found), 0) || 1;
+  byId("columns").classList.toggle("two", two);
+  byId("tree-head").replaceChildren(...(two ? ["", "", "", "A", "B", "A − B"].map((text) => make("span", { class: "value" }, text)) : []));
+  const values = new Map(content.tree.map((row) => [row.path, sides().map((side) => (row.layers.length ? numberOf(side, row.layers[0], state.number) : NaN))]));
+  const most = largest([...values.values()].flat()) || 1;
   const chosen = content.layers[state.layer]?.path;
   /** @param {Row} row @param {number} level @returns {HTMLElement} */
   const item = (row, level) => {
-    const own = children.get(row.path) ?? [];
-    const value = values.get(row.path) ?? NaN;
+    const own = order ? [] : children.get(row.path) ?? [];
+    const numbers = values.get(row.path) ?? [];
+    const there = numbers.some(Number.isFinite);
     const open = !state.closed.has(row.path);
-    const text = `${row.path || row.name}, ${row.type}${Number.isFinite(value) ? `, ${number.name} ${exact(value)}` : ""}`;
+    const several = row.layers.length > 1 ? `, the first of ${row.layers.length} tensors or calls` : "";
+    const text = `${row.path || row.name}, ${row.type}${several}${there ? `, ${number.name} ${exactly(numbers)}` : ""}`;
     const line = make("div", { class: "row" }, make("span", { "aria-hidden": "true", click: (/** @type {Event} */ event) => { event.stopPropagation(); if (own.length) toggle(row.path); } }, own.length ? (open ? "▾" : "▸") : ""),
-      make("span", {}, row.name, " ", make("span", { class: "kind" }, row.name === row.type ? "" : row.type)), make("span", { class: "track" }, Number.isFinite(value) ? bar(value / most, state.number > 1 ? "active" : "relevance") : null), make("span", { class: "value" }, short(value)));
+      make("span", {}, order ? row.path : row.name, " ", make("span", { class: "kind" }, `${row.name === row.type ? "" : row.type}${several ? ` ×${row.layers.length}` : ""}`)),
+      make("span", { class: "track" }, ...numbers.map((value) => (Number.isFinite(value) ? bar(value / most, state.number > 1 ? "active" : "relevance") : null))),
+      ...(two ? [...numbers, difference(numbers)] : numbers).map((value) => make("span", { class: "value" }, short(value))));
     line.addEventListener("click", () => chooseLayer(row));
     line.addEventListener("pointerenter", () => say(text));
     const element = make("li", { role: "treeitem", "aria-level": level, "aria-selected": String(row.path === chosen), "aria-expanded": own.length ? String(open) : null, "aria-label": text, tabindex: row.path === (chosen ?? "") ? 0 : -1, "data-path": row.path }, line,
@@ -685,10 +725,12 @@ function drawTree() {
     element.addEventListener("focus", () => say(text));
     return element;
   };
-  const roots = content.tree.filter((row) => row.parent === null);
+  /** @param {Row} row */
+  const first = (row) => sortedBy(values.get(row.path) ?? [], order - 1, true);
+  const rows = order ? content.tree.filter((row) => first(row) >= 0).sort((left, right) => first(right) - first(left)) : content.tree.filter((row) => row.parent === null);
   const tree = byId("tree");
   const top = tree.scrollTop;
-  tree.replaceChildren(...roots.map((row) => item(row, 1)));
+  tree.replaceChildren(...rows.map((row) => item(row, 1)));
   tree.scrollTop = top;
   const items = [...tree.querySelectorAll('[role="treeitem"]')];
   if (!items.some((one) => one.getAttribute("tabindex") === "0")) items[0]?.setAttribute("tabindex", "0");
@@ -729,7 +771,7 @@ byId("tree").addEventListener("keydown", (event) => {
   const path = items[place]?.dataset.path;
   const row = path === undefined ? undefined : byPath.get(path);
   if (!row) return;
-  const own = children.get(row.path) ?? [];
+  const own = state.order ? [] : children.get(row.path) ?? [];
   const closed = state.closed.has(row.path);
   /** @type {Record<string, () => void>} */
   const keys = {
@@ -738,7 +780,7 @@ byId("tree").addEventListener("keydown", (event) => {
     Home: () => focusTree(items[0].dataset.path ?? ""),
     End: () => focusTree(items[items.length - 1].dataset.path ?? ""),
     ArrowRight: () => { if (own.length && closed) toggle(row.path); else if (own.length) { focusTree(own[0].path); return; } focusTree(row.path); },
-    ArrowLeft: () => { if (own.length && !closed) toggle(row.path); else if (row.parent !== null) { focusTree(row.parent); return; } focusTree(row.path); },
+    ArrowLeft: () => { if (own.length && !closed) toggle(row.path); else if (row.parent !== null && !state.order) { focusTree(row.parent); return; } focusTree(row.path); },
     Enter: () => chooseLayer(row),
     " ": () => chooseLayer(row),
   };
@@ -846,12 +888,6 @@ addEventListener("message", (event) => {
   port.onmessage = (message) => show(message.data);
 });
 
-const select = /** @type {HTMLSelectElement} */ (byId("number"));
-content.numbers.forEach((one, place) => select.append(make("option", { value: place }, one.name)));
-select.addEventListener("change", () => {
-  state.number = Number(select.value);
-  refresh();
-});
 const paths = content.layers.map((one) => one.path);
 for (const { path } of content.tree) if (children.has(path) && !paths.some((one) => path === "" || one.startsWith(`${path}.`))) state.closed.add(path);
 refresh();
