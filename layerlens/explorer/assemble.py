@@ -36,13 +36,13 @@ from .heads import HeadValues, heads_of, packed_heads, read_heads, sites_of
 from .inputs import parts_of
 from .layers import NUMBERS, Key, LayerValues, packed, read_layers, tree
 from .packing import BYTES, CELLS, Numbers
-from .plan import Plan, make_plan
+from .plan import PICTURE, Plan, make_plan
 
 SIZE: Final = 4_500_000
 """Bytes of a file that is asked for by default."""
 
 INPUTS: Final = 0.1
-"""Share of it for the maps of inputs."""
+"""Share of it for the maps of inputs, and for their pictures."""
 
 
 @public
@@ -81,8 +81,8 @@ def explore(
         labels: one name per sample; None is its number, after its name in the index of a DataFrame.
         title: title of the page; None makes one from the name of the model.
         units: most units of a layer whose maps are shown; fewer where they do not fit.
-        size: bytes that the file should have at most, without `results`. Pictures and names are not cut, so that very
-            many of them make it larger.
+        size: bytes that the file should have at most, without `results`. Names are not cut and a picture has at least
+            112 pixels, so that very many of them make it larger.
 
     Returns:
         An `Explorer`, which shows itself in notebooks; `.save("explorer.html")` writes the file.
@@ -124,16 +124,20 @@ def explore(
         plan = make_plan(lens, samples[0].inputs, layers, len(samples), len(specs), units, size, bool(heads))
         left_out |= plan.left_out
     numbers = Numbers()
+    pictures = max(PICTURE, INPUTS * size / len(samples))
     rows: list[dict[str, Any]] = []
     by_layer: list[dict[Key, LayerValues]] = []
     by_head: list[HeadValues | None] = []
+    by_sample: list[tuple[str, list[str]]] = []
     ledgers: list[list[Relevance]] = []
     with contextlib.closing(track(range(len(samples)), "explorer", enabled=progress)) as steps:
         for sample in samples:
             next(steps)
             with log.collect(sample.label):
                 skipped = dict(left_out)
-                gathered = _gather(lens, sample, specs, methods, plan, heads, len(samples), skipped, notes)
+                said: list[str] = []
+                by_sample.append((sample.label, said))
+                gathered = _gather(lens, sample, specs, methods, plan, heads, len(samples), skipped, said)
             maps, values, of_heads = gathered
             if sample is samples[0]:
                 left_out = skipped
@@ -147,7 +151,7 @@ def explore(
                 "scores": [float(one.ledger.score[0]) for one in maps[0] if isinstance(one, Relevance)],
                 "outputs": largest_outputs(lens, sample),
                 "facts": input_facts(sample),
-                "parts": parts_of(maps, max(cells, CELLS / 16), numbers, notes),
+                "parts": parts_of(maps, max(cells, CELLS / 16), pictures, numbers, said),
             })  # fmt: skip
             by_layer.append(values)
             by_head.append(of_heads)
@@ -160,7 +164,11 @@ def explore(
     for row, own, of_sample, amount in zip(rows, layer_values, head_values, amounts, strict=True):
         row |= {"layers": own, "heads": of_sample, "ledger": amount}
     name = type(lens.model).__name__
+    notes += _of_samples(by_sample)
     notes += [f"Layer {path} is not shown: {why.rstrip('.')}." for path, why in left_out.items()]
+    if plan.deeper:
+        room = f"{plan.deeper} layers inside those that are shown do not fit in a file of {size:,.0f} bytes"
+        notes.append(f"{room}: layers= chooses which are shown, and a larger size= has room for more.")
     content: dict[str, Any] = {
         "title": title or f"Inside {name}",
         "targets": _target_names(rows, len(specs)),
@@ -214,7 +222,7 @@ def _gather(
             ])  # fmt: skip
         except LayerLensError as error:
             raise OptionError(f"methods: {method!r} cannot be used here: {error} Leave it out.") from error
-    values = read_layers(lens, inputs, plan, found, left_out)
+    values = read_layers(lens, inputs, plan, found, left_out, notes)
     of_heads = read_heads(lens, inputs, targets, heads, found, plan, samples, notes) if heads else None
     return maps, values, of_heads
 
@@ -243,6 +251,15 @@ def _ledger_rows(
         ]
         amounts.append({"sums": sums, "amounts": numbers.add(table)})
     return [{"kind": kind, "layer": layer, "source": source} for kind, layer, source in keys], amounts
+
+
+def _of_samples(by_sample: Sequence[tuple[str, Sequence[str]]]) -> list[str]:
+    """The notes of samples, each once: with the names of the samples, unless it is that of all."""
+    labels: dict[str, list[str]] = {}
+    for label, notes in by_sample:
+        for note in dict.fromkeys(notes):
+            labels.setdefault(note, []).append(label)
+    return [note if len(own) == len(by_sample) else f"{', '.join(own)}: {note}" for note, own in labels.items()]
 
 
 def _target_names(rows: Sequence[dict[str, Any]], count: int) -> list[str]:

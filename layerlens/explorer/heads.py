@@ -86,18 +86,28 @@ def read_heads(
         return None
     known = followed(lens.model, inputs, lens.forward)
     tokens: dict[tuple[str, int], Array] = {}
+    bare: list[str] = []
     for one in heads:
-        if one.kind == "input":
-            rows = [_by_head(known.site(one.path, 0), one, each) for each in relevance]
-            there = [row for row in rows if row is not None]
-            if len(there) == len(rows):
-                tokens |= {(one.label, head): np.stack([row[head] for row in there]) for head in range(one.count)}
+        if one.kind != "input":
+            bare.append(one.label)
+            continue
+        rows = [_by_head(known.site(one.path, 0), one, each) for each in relevance]
+        there = [row for row in rows if row is not None]
+        if len(there) == len(rows):
+            tokens |= {(one.label, head): np.stack([row[head] for row in there]) for head in range(one.count)}
+        else:
+            notes.append(f"Relevance of the heads of {one.label} by token is not shown: its places are not known.")
+    if bare:
+        why = "their output passes no projection that is a layer, as that of nn.MultiheadAttention"
+        notes.append(f"Relevance of the heads of {', '.join(bare)} by token is not shown: {why}.")
     count = max((array.shape[1] for array in tokens.values()), default=1)
     every = sum(one.count for one in heads) * count * count * samples <= plan.room("attention")
     weights = None
     try:
         queries = None if every else -1
         weights = attention(lens.model, inputs, queries=queries, forward=lens.forward)
+        if not every:
+            notes.append("Where heads look is shown from the last token alone: all would make the file too large.")
     except (InputError, LayerLensError) as error:
         notes.append(f"Attention weights are not shown: {error}")
     return HeadValues(found, tokens, weights)
@@ -156,7 +166,7 @@ def packed_heads(
         rows = [one.tokens.get((names[place][0], names[place][1][0])) for place in with_tokens]
         known = [row for row in rows if row is not None]
         whole = bool(known) and len(known) == len(rows) and len({row.shape for row in known}) == 1
-        if known and not whole:
+        if with_tokens and not whole:
             notes.append("Relevance of heads by token is not shown: the heads have different places.")
         sizes = known[0].shape[1:] if whole else ()
         block = block_size(sizes, int(room))
@@ -197,6 +207,9 @@ def _attention(
         why = "those of attentions over different places cannot be shown together" if rows else "no head has any"
         notes.append(f"Attention weights are not shown: {why}; lens.attention(x) has them layer by layer.")
         return None
+    bare = {one["layer"] for place, one in enumerate(parts) if one["head"] is not None and place not in places}
+    if bare:
+        notes.append(f"Attention weights of {', '.join(sorted(bare))} are not shown: they are not known.")
     more = samples * len(rows) * rows[0].size
     if more > plan.room("attention") and (numbers.count + more) * BYTES > 0.9 * plan.bytes:
         notes.append("Attention weights are left out, which would make the file too large.")

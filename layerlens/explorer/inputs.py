@@ -20,8 +20,8 @@ from layerlens.results import Attribution
 
 from .packing import CELLS, Numbers, block_size, pooled
 
-LARGEST: Final = 224
-"""Most pixels along an edge of a picture on the page."""
+TRIES: Final = ((224, 85), (224, 65), (224, 45), (160, 45), (112, 45))
+"""Most pixels along an edge of a picture on the page, and the quality of its JPEG: the first that is small enough."""
 
 LOSSLESS: Final = 64
 """Pictures up to this edge are kept as PNG, larger ones as JPEG."""
@@ -33,13 +33,14 @@ def names_of(found: Attribution) -> list[str | None]:
 
 
 def parts_of(
-    maps: Sequence[Sequence[Attribution]], budget: float, numbers: Numbers, notes: list[str]
+    maps: Sequence[Sequence[Attribution]], budget: float, room: float, numbers: Numbers, notes: list[str]
 ) -> list[dict[str, Any]]:
     """Return the inputs of one sample, each with its map by method and target.
 
     Args:
         maps: attributions `[method][target]` of one sample, relevance first.
         budget: most cells of a map.
+        room: most bytes of a picture.
         numbers: where arrays go.
         notes: what cannot be shown, which is added to.
     """
@@ -54,7 +55,7 @@ def parts_of(
                 notes.append(f"An input is not shown: {error}")
             parts += [] if volume is None else [volume]
             continue
-        parts.append(_part(first, name, shown, budget, numbers))
+        parts.append(_part(first, name, shown, budget, room, numbers))
     return parts
 
 
@@ -81,7 +82,7 @@ def _volume(
 
 
 def _part(
-    found: Attribution, name: str | None, shown: list[list[Shown]], budget: float, numbers: Numbers
+    found: Attribution, name: str | None, shown: list[list[Shown]], budget: float, room: float, numbers: Numbers
 ) -> dict[str, Any]:
     one = shown[0][0]
     image = one.form == "image"
@@ -97,7 +98,7 @@ def _part(
         "sizes": [int(size) for size in one.values.shape],
         "block": block,
         "axes": ["height", "width"] if image else list(one.axes),
-        "picture": None if one.picture is None else source(one.picture),
+        "picture": None if one.picture is None else source(one.picture, room),
         "tokens": tokens,
         "rows": None if one.features is None else [str(feature) for feature in one.features],
         "values": None if own is None else numbers.add(own),
@@ -129,14 +130,26 @@ def _own_values(found: Attribution, name: str | None, one: Shown) -> Array | Non
     return own if own.shape == one.values.shape else None
 
 
-def source(picture: Array) -> str:
-    """Return a picture of brightness 0..1 as the source of an `img`, at most 224 pixels wide and high."""
+def source(picture: Array, room: float) -> str:
+    """Return a picture of brightness 0..1 as the source of an `img`, at most 224 pixels wide and high.
+
+    Args:
+        picture: `(height, width)` or `(height, width, 3)`.
+        room: bytes above which it is made coarser, down to 112 pixels.
+    """
     image = Image.fromarray(np.round(np.asarray(picture) * 255).astype(np.uint8))
-    small = max(image.size) <= LOSSLESS
-    image.thumbnail((LARGEST, LARGEST))
+    if max(image.size) <= LOSSLESS:
+        return _encoded(image, "png", optimize=True)
+    for edge, quality in TRIES:
+        smaller = image.copy()
+        smaller.thumbnail((edge, edge))
+        text = _encoded(smaller, "jpeg", quality=quality)
+        if len(text) <= room:
+            break
+    return text
+
+
+def _encoded(image: Image.Image, form: str, **options: Any) -> str:
     file = io.BytesIO()
-    if small:
-        image.save(file, "PNG", optimize=True)
-    else:
-        image.save(file, "JPEG", quality=85)
-    return f"data:image/{'png' if small else 'jpeg'};base64,{base64.b64encode(file.getvalue()).decode()}"
+    image.save(file, form, **options)
+    return f"data:image/{form};base64,{base64.b64encode(file.getvalue()).decode()}"

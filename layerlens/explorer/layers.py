@@ -71,8 +71,9 @@ class LayerValues:
 
 
 def read_layers(
-    lens: WrappedModel, inputs: Inputs, plan: Plan, found: Sequence[Relevance], left_out: dict[str, str]
-) -> dict[Key, LayerValues]:
+    lens: WrappedModel, inputs: Inputs, plan: Plan, found: Sequence[Relevance], left_out: dict[str, str],
+    notes: list[str],
+) -> dict[Key, LayerValues]:  # fmt: skip
     """Return the values of the layers of one sample, by tensor and call.
 
     Args:
@@ -81,18 +82,29 @@ def read_layers(
         plan: which layers, and how fine.
         found: relevance of each target.
         left_out: layer -> why it has no values, which is added to.
+        notes: what cannot be shown, which is added to.
     """
-    by_key: list[dict[Key, Array]] = [_relevance(lens, inputs, one) for one in found]
+    why: dict[Key, str] = {}
+    by_key: list[dict[Key, Array]] = [_relevance(lens, inputs, one, why) for one in found]
     values: dict[Key, LayerValues] = {}
     for maps in _activations(lens, inputs, plan.paths, left_out):
         key = (maps.layer, maps.call)
         active = np.asarray(as_array(maps.values[0]), dtype=np.float64)  # (unit, *places)
         rows = [one[key] for one in by_key if key in one and one[key].shape == active.shape]
-        values[key] = _reduced(maps, active, np.stack(rows) if rows and len(rows) == len(found) else None, plan)
         if not np.isfinite(active).all():
             left_out[maps.layer] = "its output holds NaN or infinity"
-            del values[key]
+            continue
+        values[key] = _reduced(maps, active, np.stack(rows) if rows and len(rows) == len(found) else None, plan)
+        if values[key].relevance is None:
+            zero = "it is 0 everywhere, as at an embedding, where that of the tokens is taken"
+            reason = why.get(key, zero if len(rows) == len(found) else "it has other places, or none")
+            notes.append(f"Relevance of layer {name_of(key)} is not shown: {reason.rstrip('.')}.")
     return values
+
+
+def name_of(key: Key) -> str:
+    """Return the name of a tensor of a call on the page."""
+    return f"{key[0]} #{key[1]}" if key[1] else key[0]
 
 
 def _reduced(maps: ActivationMaps, active: Array, relevance: Array | None, plan: Plan) -> LayerValues:
@@ -145,8 +157,8 @@ def _activations(
         return found
 
 
-def _relevance(lens: WrappedModel, inputs: Inputs, found: Relevance) -> dict[Key, Array]:
-    """Relevance at the outputs of layers, `(unit, *places)` of one sample, float64."""
+def _relevance(lens: WrappedModel, inputs: Inputs, found: Relevance, why: dict[Key, str]) -> dict[Key, Array]:
+    """Relevance at the outputs of layers, `(unit, *places)` of one sample, float64; `why` gets what has none."""
     known, layers = followed(lens.model, inputs, lens.forward), Layers(lens.model)
     arranged: dict[Key, Array] = {}
     for name, calls in found.layers.items():
@@ -156,11 +168,14 @@ def _relevance(lens: WrappedModel, inputs: Inputs, found: Relevance) -> dict[Key
         for call, values in enumerate(calls):
             try:
                 axes = known.site(path, call).names(tensor, values)
-            except LayerLensError:  # it ran more often than when the axes were followed
+            except LayerLensError as error:  # it ran more often than when the axes were followed
+                why[name, call] = str(error)
                 continue
-            if axes is not None:
-                units, _ = units_second(values.detach().double(), axes)
-                arranged[name, call] = as_array(units[0])
+            if axes is None:
+                why[name, call] = "its axes are not known"
+                continue
+            units, _ = units_second(values.detach().double(), axes)
+            arranged[name, call] = as_array(units[0])
     return arranged
 
 
@@ -196,7 +211,7 @@ def packed(
         by_relevance, by_activation = _order(there)
         known = list(range(units)) if units <= plan.units else sorted(_best(by_relevance, by_activation, plan.units))
         kept = [unit for unit in _best(by_relevance, by_activation, plan.maps) if unit in known]
-        about = {"name": name if not call else f"{name} #{call}", "path": path, "tensor": tensor, "call": call}
+        about = {"name": name_of((name, call)), "path": path, "tensor": tensor, "call": call}
         about |= {"type": types.get(path, ""), "units": units, "places": there[0].places, "kept": kept}
         heads.append({**about, "known": None if len(known) == units else known})
         values.append([None if one is None else _values(one, known, kept, numbers) for one in own])

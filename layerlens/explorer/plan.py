@@ -64,6 +64,7 @@ class Plan:
         unit_cells: most cells of a map of a unit.
         bytes: size of the file that was asked for.
         left_out: layer -> why it is not shown.
+        deeper: number of layers inside those that are shown for which there is no room.
     """
 
     paths: tuple[str, ...]
@@ -73,6 +74,7 @@ class Plan:
     unit_cells: int
     bytes: float
     left_out: dict[str, str]
+    deeper: int
 
     def room(self, share: str) -> float:
         """Return how many numbers of heads, or of their attention, fit."""
@@ -110,12 +112,15 @@ def make_plan(
     left_out: dict[str, str] = {}
     for site in followed(lens.model, inputs, lens.forward).calls:
         found = {role for axes in site.outputs.values() for role in roles(axes)}
-        if not site.path or "batch" not in found:
+        if not site.path:
             continue
-        if any(not axis.known for axes in site.outputs.values() for axis in axes):
+        if "batch" not in found:
+            left_out[site.path] = "it returned nothing with an axis of the batch"
+        elif any(not axis.known for axes in site.outputs.values() for axis in axes):
             left_out[site.path] = "it is not known what the axes of its output are: Lens(model, axes=...) names them"
         else:
             sites.setdefault(site.path, site)
+    left_out = {path: why for path, why in left_out.items() if path not in sites}
     if layers is None:
         large = [path for path, site in sites.items() if _size(_shape(site)) > LARGEST]
         more = f"its output has more than {LARGEST:,} numbers"
@@ -132,6 +137,7 @@ def make_plan(
     room = max(size - TEXTS - samples * PICTURE, 0.3 * size) / BYTES
     room *= 1 - sum(SHARES.values()) * heads
     shown = levels[0] if levels else []
+    deepest = levels[-1] if levels else []
     for paths in levels[1:]:
         if _least([_shape(sites[path]) for path in paths], samples, targets) > LAYERS * room:
             break
@@ -157,7 +163,7 @@ def make_plan(
         if counts:
             kept, unit_cells = counts[0], _cells(functools.partial(of_units, counts[0]), rest)
             break
-    return Plan(tuple(shown), most, kept, cells, unit_cells, size, left_out)
+    return Plan(tuple(shown), most, kept, cells, unit_cells, size, left_out, len(deepest) - len(shown))
 
 
 def _least(shapes: Sequence[tuple[int, list[int]]], samples: int, targets: int) -> float:

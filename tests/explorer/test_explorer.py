@@ -104,7 +104,10 @@ def test_the_ledger_adds_up_to_the_score(made, request):
 def test_tokens_heads_and_attention_are_those_of_the_analyzers(words):
     lens, texts, explorer = words
     content = explorer.content
-    assert explorer.views == ("Input", "Layers", "Tokens", "Heads", "Ledger") and not content["notes"]
+    assert explorer.views == ("Input", "Layers", "Tokens", "Heads", "Ledger")
+    (note,) = content["notes"]
+    assert note.startswith("Relevance of layer embed is not shown: it is 0 everywhere")
+    assert not lens.relevance(texts[0], target=(-1, 5), layers="embed").layers["embed"][0].any()
     for place, text in enumerate(texts):
         sample = content["samples"][place]
         (part,) = sample["parts"]

@@ -331,15 +331,17 @@ function scaleOf(values, units) {
   return make("p", { class: "note" }, `Full color: ${short(largest(values))} ${units}.`);
 }
 
-/** Bars with their numbers. @param {{text: string, value: number, pick?: () => void, label?: string}[]} rows @param {Kind} [kind] */
-function barsOf(rows, kind = "relevance") {
-  const most = rows.reduce((found, row) => Math.max(found, Math.abs(row.value) || 0), 0) || 1;
+/** Bars with their numbers; the first of them, and a button for all. @param {{text: string, value: number, pick?: () => void, label?: string}[]} every @param {number} [count] */
+function barsOf(every, count = Infinity) {
+  const most = largest(every.map((row) => row.value)) || 1;
+  const rows = state.every ? every : every.slice(0, count);
+  const more = rows.length < every.length ? make("li", {}, make("button", { type: "button", class: "more", click: () => { state.every = true; refresh("#panel"); } }, `Show all ${every.length}`)) : null;
   return make("ul", { class: "bars" }, ...rows.map((row) => {
-    const inside = [make("span", {}, row.text), make("span", { class: "track" }, bar(row.value / most, kind)), make("span", { class: "value" }, short(row.value))];
+    const inside = [make("span", {}, row.text), make("span", { class: "track" }, bar(row.value / most, "relevance")), make("span", { class: "value" }, short(row.value))];
     const text = `${row.label ?? row.text}: ${exact(row.value)}`;
     const button = make("button", { type: "button", "aria-label": text, click: () => row.pick?.() }, ...inside);
     return make("li", {}, saying(button, text));
-  }));
+  }), more);
 }
 
 /** @param {number} share @param {Kind} kind */
@@ -386,7 +388,7 @@ function inputPart(side, one, method) {
   } else if (one.form === "vector") {
     const names = [...values].map((value, place) => ({ text: one.rows?.[place] ?? `feature ${place}`, value, label: `${title}: ${one.rows?.[place] ?? `feature ${place}`}${one.values ? ` = ${exact(part(one.values)[place])}` : ""}` }));
     names.sort((left, right) => Math.abs(right.value) - Math.abs(left.value));
-    found.push(barsOf(names.slice(0, state.every ? names.length : MOST_UNITS)));
+    found.push(barsOf(names, MOST_UNITS));
   } else {
     const rows = one.sizes[0];
     for (let row = 0; row < Math.min(rows, 12); row++) {
@@ -394,7 +396,7 @@ function inputPart(side, one, method) {
       if (one.values) found.push(make("p", { class: "note" }, own), seriesOf(part(one.values, row), one.sizes[1], 1, one.axes[1], { label: `Input, ${own}`, kind: "active" }));
       found.push(seriesOf(part(one.maps, side.method, side.target, row), one.sizes[1], one.block, one.axes[1], { label: `${title}, ${own}` }));
     }
-    if (rows > 12) found.push(mapOf(values, [rows * one.block, one.sizes[1]], one.block, one.axes, { label: title }));
+    if (rows > 12) found.push(make("p", { class: "note" }, `The first 12 of ${rows}; all of them as rows of a map:`), mapOf(values, [rows * one.block, one.sizes[1]], one.block, one.axes, { label: title }));
   }
   found.push(scaleOf(values, method.units), make("p", { class: "note" }, method.signed ? "Red speaks for the target, blue against it." : "The stronger the color, the larger.", one.block > 1 ? ` A cell is the sum over ${one.block} places along each axis.` : ""));
   return found;
@@ -447,6 +449,7 @@ function layersView() {
     if (!values) return [make("p", {}, "This layer has no values for this input.")];
     const rows = content.numbers.map((number, place) => [number.name, exact(numberOf(side, layer, place))]);
     const shown = values.map ? [make("h3", {}, "Relevance, all units together"), overInput(side, part(values.map, side.target), values.sizes, values.block, one.places, { label: `Relevance of ${layerName(layer)}` }), scaleOf(part(values.map, side.target), "score")] : [];
+    if (!values.relevance) shown.push(make("p", { class: "note" }, "No relevance of this layer is shown; the tab About says why."));
     return [...shown, tableOf(["number", "value"], rows, "Numbers of this layer")];
   }));
   found.push(make("h3", {}, "Units"), make("div", { class: "tools" },
@@ -519,6 +522,7 @@ function topInputs(layer, unit, place, kept) {
     return { sample, number, values, value };
   }).filter((row) => Number.isFinite(row.value)).sort((left, right) => right.value - left.value);
   return [make("h3", {}, `Top inputs of unit ${unit}, by ${by === "active" ? "activation" : `relevance for ${content.targets[state.first.target]}`}`),
+    ...(rows.length > 16 ? [make("p", { class: "note" }, `The first 16 of ${rows.length} inputs.`)] : []),
     make("ul", { class: "units", id: "top-inputs" }, ...rows.slice(0, 16).map((row) => {
       const side = { ...state.first, sample: row.number };
       const view = by === "active" ? row.values?.active : row.values?.maps;
@@ -603,7 +607,7 @@ function headsView() {
     const rest = heads.rest[side.target];
     const rows = parts.map((one, number) => ({ text: one.name, value: values[number], label: `${names[state.share]} of ${one.name}`, pick: () => { state.head = number; refresh(); } }));
     rows.sort((left, right) => Math.abs(right.value) - Math.abs(left.value));
-    const shown = [gridOf((number) => values[number], names[state.share]), make("h3", {}, "Largest"), barsOf(rows.slice(0, 12))];
+    const shown = [gridOf((number) => values[number], names[state.share]), make("h3", {}, "Largest"), barsOf(rows, 12)];
     if (!state.share) shown.push(tableOf(["", "score"], Object.entries({ "past all parts, from the inputs": rest.inputs, "constants": rest.constants, "absorbed by rules": rest.absorbed, "score": rest.score }).map(([name, value]) => [name, exact(value)]), "The rest of the score"));
     return shown;
   }));
@@ -745,7 +749,7 @@ function toggle(path) {
 /** @param {Row} row */
 function chooseLayer(row) {
   if (!row.layers.length) {
-    say(`${row.path || row.name}: ${row.calls ? "its values are not in this file" : "it did not run by itself"}.`);
+    say(`${row.path || row.name}: ${row.calls ? "its values are not in this file; the tab About says why" : "it did not run by itself"}.`);
     return;
   }
   state.layer = row.layers[0];
