@@ -1,15 +1,22 @@
 """Coverage of the intervals of every method that draws, on tasks whose values are known.
 
-python -m benchmarks.intervals > benchmarks/intervals.md
+python -m benchmarks.intervals measure [METHOD ...]     (ten minutes on one core; can be taken up again)
+python -m benchmarks.intervals report > benchmarks/intervals.md
+
+`intervals.npz` holds value, low and high end of every seed, so that the table is made again in seconds. A row that was
+changed is measured again when its arrays are gone: `python -m benchmarks.intervals forget METHOD ...`.
 """
 
 import dataclasses
+import functools
 import itertools
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -19,16 +26,18 @@ from layerlens.faithfulness import known_shapley
 
 HEAD = """# Do intervals cover?
 
-Written by `python -m benchmarks.intervals`. 90 % intervals (`found.interval(0.9)`; of rankings the value less and plus
-1.645 standard errors) of 200 seeds, and how many hold the value: the mean over values, with its standard error over
-seeds. *Known*: in closed form or by all coalitions. *Unpenalized*: the regression on all coalitions, without a penalty.
-*Mean over seeds*: the mean of the method itself. The last column is the half width over 1.645 true standard deviations,
-root mean squares: 1 is right for normal values, more is too wide.
+Written by `python -m benchmarks.intervals`. 90 % intervals (`found.interval(0.9)`; of rankings the value less and
+plus 1.645 standard errors) of 200 seeds, and how many hold the value: the mean over up to 30 values, with its
+standard error over seeds. *Known*: in closed form, by all coalitions, or by very many draws. *Unpenalized*: the
+regression on all coalitions, without a penalty. *Mean over seeds*: the mean of the method itself. Width: the half
+width over 1.645 true standard deviations, root mean squares: 1 is right for normal values, more is too wide. Draws:
+of rows with `until=`, the mean number and its range over seeds; each seed looked at its intervals several times.
 
-| method | task | what it should hold | held | width |
-| --- | --- | --- | --- | --- |"""
-REPEATS = 200
+| method | task | what it should hold | held | width | draws |
+| --- | --- | --- | --- | --- | --- |"""
+REPEATS, AT_ONCE, MOST = 200, 50, 30
 SHARE = 0.9
+STORED = Path(__file__).parent / "intervals.npz"
 
 
 class Net(nn.Module):
@@ -54,10 +63,11 @@ class Cubic(nn.Module):
 
 
 class Text(nn.Module):
-    """A model of 40 token ids: an embedding, and a network of the sum."""
+    """A model of token ids: an embedding, and a network of the sum, or of the sum of the embedding's tanh."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, bent: bool = False) -> None:
         super().__init__()
+        self.bent = bent
         generator = torch.Generator().manual_seed(0)
         self.embedding = nn.Embedding(100, 8).double()
         self.embedding.weight.data = torch.randn(100, 8, generator=generator).double() / 3
@@ -65,7 +75,9 @@ class Text(nn.Module):
 
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         """Return scores."""
-        return self.net(self.embedding(ids).sum(dim=1))
+        states = self.embedding(ids)
+        scores: torch.Tensor = self.net((states.tanh() if self.bent else states).sum(dim=1))
+        return scores
 
 
 def normal(*shape: int, seed: int = 1) -> torch.Tensor:
@@ -85,8 +97,8 @@ def regression(model: nn.Module, x: torch.Tensor, weight: torch.Tensor | None = 
     keep, scores = every_coalition(model, x)
     root = torch.ones(len(keep)).double() if weight is None else weight.sqrt()
     design = torch.cat([torch.ones(len(keep), 1).double(), keep], dim=1)
-    found = torch.linalg.lstsq(root[:, None] * design, (root * scores)[:, None]).solution
-    return found[1:].T
+    found: torch.Tensor = torch.linalg.lstsq(root[:, None] * design, (root * scores)[:, None]).solution[1:].T
+    return found
 
 
 def lime_weights(columns: int, width: float = 0.25) -> torch.Tensor:
@@ -95,209 +107,310 @@ def lime_weights(columns: int, width: float = 0.25) -> torch.Tensor:
     return torch.exp(-((1 - keep.mean(dim=1).sqrt()) ** 2) / width**2)
 
 
+Task = tuple[nn.Module, torch.Tensor]
+Runs = Callable[[int], tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]]
+"""By seed: values, low and high ends, and the number of draws."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A method on a task.
 
     Attributes:
         method: name of the method.
-        task: model and input in words.
+        task: model and input in words; rows with the same method and task share their runs.
         what: what is covered: the value known, or the mean over seeds.
-        run: draws once with a seed; returns values, low and high ends.
-        truth: right values; None for the mean over the seeds that were run.
+        run: draws once with a seed.
+        truth: makes the right values; None for the mean over the seeds that were run.
     """
 
     method: str
     task: str
     what: str
-    run: Callable[[int], tuple[torch.Tensor, torch.Tensor, torch.Tensor]]
-    truth: torch.Tensor | None
+    run: Runs
+    truth: Callable[[], torch.Tensor] | None
+
+    @property
+    def key(self) -> str:
+        """Name of its runs in the file."""
+        return f"{self.method}: {self.task}".replace("/", " by ")
 
 
-def drawn(model: nn.Module, x: torch.Tensor, method: str, target: Any, **options: Any) -> Callable[[int], Any]:
+def drawn(task: Task, method: str, target: Any, **options: Any) -> Runs:
     """A run of a saliency method by seed."""
 
-    def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        found = layerlens.saliency(model, x, target=target, method=method, seed=seed, progress=False, **options)
+    def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        found = layerlens.saliency(*task, target=target, method=method, seed=seed, progress=False, **options)
         low, high = found.interval(SHARE)
-        return found.tensor, low, high
+        assert isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor)
+        option = next((name for name in ("samples", "permutations", "draws") if name in found.settings), None)
+        return found.tensor, low, high, found.settings[option] if option else 0
 
     return run
 
 
-def ranked(measure: Callable[..., Any], *args: Any, **options: Any) -> Callable[[int], Any]:
+def ranked(measure: Callable[..., Any], *args: Any, **options: Any) -> Runs:
     """A run of a measure of sensitivity by seed: values less and plus 1.645 standard errors."""
 
-    def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         found = measure(*args, seed=seed, progress=False, **options)
-        return found.values, found.values - 1.645 * found.error, found.values + 1.645 * found.error
+        return found.values, found.values - 1.645 * found.error, found.values + 1.645 * found.error, 0
 
     return run
 
 
-def rows() -> list[Row]:
-    """Every method on its tasks."""
-    task, net, x = known_shapley(1, 8, 8), Net(10), normal(1, 10)
-    products, px, aim = task.model, task.x, task.target
-    exact = layerlens.saliency(net, x, target=1, method="kernel_shap", samples=2000).tensor
-    known, found = "known", []
-    for samples in (100, 200):
-        found.append(
-            Row(
-                "kernel_shap",
-                f"8 columns, products, samples={samples}",
-                known,
-                drawn(products, px, "kernel_shap", aim, samples=samples),
-                task.values,
-            )
-        )
-    found.append(
-        Row("kernel_shap", "10 columns, tanh network, samples=512", known, drawn(net, x, "kernel_shap", 1), exact)
-    )
-    for count in (10, 26):
-        found.append(
-            Row(
-                "shapley_sampling",
-                f"8 columns, products, permutations={count}",
-                known,
-                drawn(products, px, "shapley_sampling", aim, permutations=count),
-                task.values,
-            )
-        )
-    found.append(
-        Row("shapley_sampling", "10 columns, tanh network", known, drawn(net, x, "shapley_sampling", 1), exact)
-    )
-    plain = regression(net, x, lime_weights(10))
-    found.append(
-        Row("lime", "10 columns, tanh network, ridge=1e-9", known, drawn(net, x, "lime", 1, ridge=1e-9), plain)
-    )
-    found.append(Row("lime", "the same, ridge=1 (default)", "unpenalized", drawn(net, x, "lime", 1), plain))
-    found.append(Row("lime", "the same, ridge=1 (default)", "mean over seeds", drawn(net, x, "lime", 1), None))
-    even = regression(net, x)
-    found.append(Row("rise", "10 columns, tanh network", "unpenalized", drawn(net, x, "rise", 1), even))
-    found.append(
-        Row("rise", "the same, sampling='random'", "unpenalized", drawn(net, x, "rise", 1, sampling="random"), even)
-    )
-    keep, scores = every_coalition(net, x)
-    mean = (keep * scores[:, None]).mean(dim=0, keepdim=True) / 0.5
-    found.append(
-        Row(
-            "rise",
-            "the same, random, estimate='mean'",
-            known,
-            drawn(net, x, "rise", 1, sampling="random", estimate="mean"),
-            mean,
-        )
-    )
-    picture, image = Net(64), normal(1, 1, 8, 8)
-    found.append(
-        Row("rise", "8 x 8 picture, cells=4", "mean over seeds", drawn(picture, image, "rise", 1, cells=4), None)
-    )
-    found.append(
-        Row(
-            "rise",
-            "the same, sampling='random'",
-            "mean over seeds",
-            drawn(picture, image, "rise", 1, cells=4, sampling="random"),
-            None,
-        )
-    )
-    point = normal(1, 6)
-    for samples in (10, 25):
-        found.append(
-            Row(
-                "smooth_grad",
-                f"cubes, samples={samples}",
-                known,
-                drawn(Cubic(), point, "smooth_grad", 0, stdevs=0.5, samples=samples),
-                3 * (point**2 + 0.25),
-            )
-        )
-    fourth = 9 * (point**4 + 6 * point**2 * 0.25 + 3 * 0.25**2)
-    found.append(
-        Row("smooth_grad_squared", "cubes", known, drawn(Cubic(), point, "smooth_grad_squared", 0, stdevs=0.5), fourth)
-    )
-    found.append(
-        Row(
-            "smooth_grad_squared",
-            "cubes, samples=200",
-            known,
-            drawn(Cubic(), point, "smooth_grad_squared", 0, stdevs=0.5, samples=200),
-            fourth,
-        )
-    )
-    zero = torch.zeros(1, 6).double()
-    found.append(
-        Row(
-            "gradient_shap",
-            "cubes, one reference",
-            known,
-            drawn(Cubic(), point, "gradient_shap", 0, baselines=zero),
-            point**3,
-        )
-    )
-    total = layerlens.saliency(net, x, target=1, method="sobol", draws=2**15, seed=9).tensor
-    for draws in (32, 128):
-        found.append(
-            Row(
-                "sobol (map)",
-                f"10 columns, tanh network, draws={draws}",
-                known,
-                drawn(net, x, "sobol", 1, draws=draws),
-                total,
-            )
-        )
-    text, ids = Text(), torch.randint(100, (1, 40), generator=torch.Generator().manual_seed(3))
-    fills = layerlens.saliency(text, ids, target=1, method="leave_one_out", draws=39).tensor
-    for draws in (4, 8):
-        found.append(
-            Row(
-                "leave_one_out",
-                f"40 tokens, draws={draws}",
-                known,
-                drawn(text, ids, "leave_one_out", 1, draws=draws),
-                fills,
-            )
-        )
-    wide = {"ranges": (-1, 1), "target": 1}
-    many = inputs.sobol(net, x, samples=2**15, bootstrap=0, **wide).values
-    found.append(
-        Row(
-            "sobol (ranking)",
-            "10 columns, tanh network, samples=256",
-            known,
-            ranked(inputs.sobol, net, x, samples=256, **wide),
-            many,
-        )
-    )
-    steps = inputs.morris(net, x, trajectories=20000, **wide).values
-    found.append(Row("morris", "10 columns, tanh network", known, ranked(inputs.morris, net, x, **wide), steps))
+TASK, NET, X = known_shapley(1, 8, 8), Net(10), normal(1, 10)
+PRODUCTS = (TASK.model, TASK.x)
+POINT, SPREAD = normal(1, 6), 0.5
+CUBES, NOISE = (Cubic(), POINT), {"stdevs": SPREAD}
+PICTURE = (Net(64), normal(1, 1, 8, 8))
+TEXT = (Text(), torch.randint(100, (1, 40), generator=torch.Generator().manual_seed(3)))
+LONG = (Text(), torch.randint(100, (1, 200), generator=torch.Generator().manual_seed(3)))
+BENT = (Text(bent=True), TEXT[1])
+REFERENCES = normal(4, 10, seed=2)
+PEOPLE = normal(12, 10, seed=4)
+WIDE: dict[str, Any] = {"ranges": (-1, 1), "target": 1}
+
+
+def shapley() -> torch.Tensor:
+    """Shapley values of the products."""
+    assert TASK.values is not None
+    return TASK.values
+
+
+@functools.cache
+def shapley_of_net() -> torch.Tensor:
+    """Shapley values of the network, by all coalitions."""
+    return layerlens.saliency(NET, X, target=1, method="kernel_shap", samples=2000).tensor
+
+
+def lime_of_net() -> torch.Tensor:
+    """LIME of the network on all coalitions."""
+    return regression(NET, X, lime_weights(10))
+
+
+def rise_of_net() -> torch.Tensor:
+    """The regression of the network on all coalitions."""
+    return regression(NET, X)
+
+
+def rise_of_products() -> torch.Tensor:
+    """The regression of the products on all coalitions."""
+    keep = torch.tensor(list(itertools.product((0.0, 1.0), repeat=8))).double()
+    with torch.no_grad():
+        scores = TASK.model((keep * TASK.x).to(TASK.x))[:, int(TASK.target)].double()
+    design = torch.cat([torch.ones(len(keep), 1).double(), keep], dim=1)
+    found: torch.Tensor = torch.linalg.lstsq(design, scores[:, None]).solution[1:].T
     return found
 
 
-def covered(row: Row, repeats: int = REPEATS) -> tuple[float, float, float]:
-    """Return the share of intervals that hold the value, its standard error over seeds, and error over true spread."""
-    runs = [row.run(seed) for seed in range(repeats)]
-    values, low, high = (torch.stack([run[part].double().flatten() for run in runs]) for part in range(3))
-    truth = values.mean(dim=0) if row.truth is None else row.truth.double().flatten()
-    inside = ((low <= truth + 1e-12) & (truth - 1e-12 <= high)).double().mean(dim=1)
-    ratio = ((high - low).square().mean() ** 0.5 / 2 / 1.645) / values.var(dim=0).mean().sqrt()
-    return float(inside.mean()), float(inside.std() / repeats**0.5), float(ratio)
+def mean_of_net() -> torch.Tensor:
+    """The mean score of the coalitions that keep a column, over the share that does."""
+    keep, scores = every_coalition(NET, X)
+    return (keep * scores[:, None]).mean(dim=0, keepdim=True) / 0.5
 
 
-def main() -> None:
-    """Print the table."""
+def slope_of_cubes() -> torch.Tensor:
+    """The mean gradient of the cubes."""
+    return 3 * (POINT**2 + SPREAD**2)
+
+
+def square_of_cubes() -> torch.Tensor:
+    """The mean squared gradient of the cubes: 9 E (x + e)^4."""
+    return 9 * (POINT**4 + 6 * POINT**2 * SPREAD**2 + 3 * SPREAD**4)
+
+
+def variance_of_cubes() -> torch.Tensor:
+    """The variance of the gradient of the cubes: 9 Var (2 x e + e^2)."""
+    return 9 * (4 * POINT**2 * SPREAD**2 + 2 * SPREAD**4)
+
+
+def by_others() -> torch.Tensor:
+    """The mean fall of the score of the network over all other samples, by column."""
+    found = torch.zeros_like(PEOPLE)
+    with torch.no_grad():
+        for shift in range(1, len(PEOPLE)):
+            for column in range(PEOPLE.shape[1]):
+                changed = PEOPLE.clone()
+                changed[:, column] = PEOPLE.roll(shift, dims=0)[:, column]
+                found[:, column] += (NET(PEOPLE) - NET(changed))[:, 1] / (len(PEOPLE) - 1)
+    return found
+
+
+def many(task: Task, method: str, target: int, **options: Any) -> Callable[[], torch.Tensor]:
+    """The values of very many draws."""
+    return lambda: layerlens.saliency(*task, target=target, method=method, seed=9999, progress=False, **options).tensor
+
+
+def rows() -> list[Row]:
+    """Every method on its tasks: a line each."""
+    net, k, u, m = (NET, X), "known", "unpenalized", "mean over seeds"
+    ten, cubes, aim = "10 columns, tanh network", "cubes", TASK.target
+    total = many(net, "sobol", 1, draws=2**16)
+    fills = many(TEXT, "leave_one_out", 1, draws=39)
+    noisy_text = many(BENT, "smooth_grad", 1, samples=20_000, **NOISE)
+    found = [
+        *(
+            Row("kernel_shap", f"8 columns, products, samples={n}", k,
+                drawn(PRODUCTS, "kernel_shap", aim, samples=n), shapley)
+            for n in (100, 200)
+        ),
+        Row("kernel_shap", f"{ten}, samples=512", k, drawn(net, "kernel_shap", 1), shapley_of_net),
+        *(
+            Row("shapley_sampling", f"8 columns, products, permutations={n}", k,
+                drawn(PRODUCTS, "shapley_sampling", aim, permutations=n), shapley)
+            for n in (10, 26)
+        ),
+        Row("shapley_sampling", ten, k, drawn(net, "shapley_sampling", 1), shapley_of_net),
+        Row("lime", f"{ten}, ridge=1e-9", k, drawn(net, "lime", 1, ridge=1e-9), lime_of_net),
+        Row("lime", f"{ten}, ridge=1 (default)", u, drawn(net, "lime", 1), lime_of_net),
+        Row("lime", f"{ten}, ridge=1 (default)", m, drawn(net, "lime", 1), None),
+        Row("rise", ten, u, drawn(net, "rise", 1), rise_of_net),
+        Row("rise", f"{ten}, sampling='random'", u, drawn(net, "rise", 1, sampling="random"), rise_of_net),
+        Row("rise", f"{ten}, random, estimate='mean'", k,
+            drawn(net, "rise", 1, sampling="random", estimate="mean"), mean_of_net),
+        Row("rise", "8 columns, products", u, drawn(PRODUCTS, "rise", aim), rise_of_products),
+        Row("rise", "8 x 8 picture, cells=4", m, drawn(PICTURE, "rise", 1, cells=4), None),
+        Row("rise", "8 x 8 picture, cells=4, sampling='random'", m,
+            drawn(PICTURE, "rise", 1, cells=4, sampling="random"), None),
+        *(
+            Row("smooth_grad", f"{cubes}, samples={n}", k,
+                drawn(CUBES, "smooth_grad", 0, samples=n, **NOISE), slope_of_cubes)
+            for n in (10, 25)
+        ),
+        Row("smooth_grad", "40 tokens, tanh of embeddings", k, drawn(BENT, "smooth_grad", 1, **NOISE), noisy_text),
+        *(
+            Row("smooth_grad_squared", f"{cubes}, samples={n}", k,
+                drawn(CUBES, "smooth_grad_squared", 0, samples=n, **NOISE), square_of_cubes)
+            for n in (25, 200)
+        ),
+        *(
+            Row("var_grad", f"{cubes}, samples={n}", k,
+                drawn(CUBES, "var_grad", 0, samples=n, **NOISE), variance_of_cubes)
+            for n in (25, 200)
+        ),
+        Row("gradient_shap", f"{cubes}, one reference", k,
+            drawn(CUBES, "gradient_shap", 0, baselines=torch.zeros(1, 6).double()), lambda: POINT**3),
+        Row("gradient_shap", f"{ten}, four references", k, drawn(net, "gradient_shap", 1, baselines=REFERENCES),
+            many(net, "gradient_shap", 1, baselines=REFERENCES, samples=2**14)),
+        Row("gradient_shap", f"{ten}, references drawn", m, drawn(net, "gradient_shap", 1), None),
+        Row("gradient_shap", "40 tokens, tanh of embeddings, one reference", k,
+            drawn(BENT, "gradient_shap", 1, baselines=["zero"]),
+            many(BENT, "gradient_shap", 1, baselines=["zero"], samples=2**12)),
+        Row("deep_shap", f"{ten}, references drawn", m, drawn(net, "deep_shap", 1), None),
+        *(
+            Row("sobol (map)", f"{ten}, draws={n}", k, drawn(net, "sobol", 1, draws=n), total) for n in (32, 128)
+        ),
+        *(
+            Row("leave_one_out", f"40 tokens, draws={n}", k, drawn(TEXT, "leave_one_out", 1, draws=n), fills)
+            for n in (4, 8)
+        ),
+        *(
+            Row("permutation", f"12 samples of 10 columns, draws={n}", k,
+                drawn((NET, PEOPLE), "permutation", 1, draws=n), by_others)
+            for n in (10, 40)
+        ),
+        Row("sobol (ranking)", f"{ten}, samples=256", k, ranked(inputs.sobol, *net, samples=256, **WIDE),
+            lambda: inputs.sobol(*net, samples=2**15, bootstrap=0, **WIDE).values),
+        Row("sobol (ranking)", f"{ten}, samples=1024", k, ranked(inputs.sobol, *net, **WIDE),
+            lambda: inputs.sobol(*net, samples=2**15, bootstrap=0, **WIDE).values),
+        Row("morris", ten, k, ranked(inputs.morris, *net, **WIDE),
+            lambda: inputs.morris(*net, trajectories=20000, **WIDE).values),
+        Row("kernel_shap", f"{ten}, until=0.1", k,
+            drawn(net, "kernel_shap", 1, until=0.1, samples=1000), shapley_of_net),
+        Row("shapley_sampling", f"{ten}, until=0.2", k,
+            drawn(net, "shapley_sampling", 1, until=0.2, permutations=1000), shapley_of_net),
+        Row("lime", f"{ten}, ridge=1e-9, until=0.2", k,
+            drawn(net, "lime", 1, ridge=1e-9, until=0.2, samples=9000), lime_of_net),
+        Row("rise", f"{ten}, until=0.2", u, drawn(net, "rise", 1, until=0.2, samples=9000), rise_of_net),
+        Row("smooth_grad", f"{cubes}, until=0.2", k,
+            drawn(CUBES, "smooth_grad", 0, until=0.2, samples=9000, **NOISE), slope_of_cubes),
+        Row("smooth_grad_squared", f"{cubes}, until=0.3", k,
+            drawn(CUBES, "smooth_grad_squared", 0, until=0.3, samples=9000, **NOISE), square_of_cubes),
+        Row("gradient_shap", f"{ten}, four references, until=0.05", k,
+            drawn(net, "gradient_shap", 1, baselines=REFERENCES, until=0.05, samples=9000),
+            many(net, "gradient_shap", 1, baselines=REFERENCES, samples=2**14)),
+        Row("sobol (map)", f"{ten}, until=0.3", k, drawn(net, "sobol", 1, until=0.3, draws=9000), total),
+        Row("leave_one_out", "200 tokens, until=0.5", k,
+            drawn(LONG, "leave_one_out", 1, until=0.5, draws=199), many(LONG, "leave_one_out", 1, draws=199)),
+        Row("permutation", "12 samples of 10 columns, until=0.3", k,
+            drawn((NET, PEOPLE), "permutation", 1, until=0.3, draws=2000), by_others),
+    ]  # fmt: skip
+    return found
+
+
+def measure(only: list[str], path: Path = STORED) -> None:
+    """Run what is missing, `AT_ONCE` seeds at a time, and store each."""
+    keys = {row.key for row in rows()}
+    stored = dict(np.load(path)) if path.exists() else {}
+    found = {name: value for name, value in stored.items() if name.rpartition("/")[0] in keys}
     warnings.simplefilter("ignore")
-    only = sys.argv[1:]
-    print(HEAD)
     for row in rows():
-        if not only or row.method.split()[0] in only:
-            share, error, ratio = covered(row)
-            print(
-                f"| `{row.method}` | {row.task} | {row.what} | {100 * share:.0f} ± {100 * error:.0f} % | {ratio:.2f} |",
-                flush=True,
-            )
+        if only and row.method.split()[0] not in only:
+            continue
+        runs = found.get(f"{row.key}/runs")
+        while runs is None or len(runs) < REPEATS:
+            start = 0 if runs is None else len(runs)
+            made = [row.run(seed) for seed in range(start, start + AT_ONCE)]
+            new = np.stack([[some(part) for part in one[:3]] for one in made]).astype(np.float32)
+            counts = np.array([one[3] for one in made])
+            runs = new if runs is None else np.concatenate([runs, new])
+            found[f"{row.key}/draws"] = np.concatenate([found.get(f"{row.key}/draws", counts[:0]), counts])
+            found[f"{row.key}/runs"] = runs
+            np.savez_compressed(path, **found)
+            print(row.key, len(runs), file=sys.stderr, flush=True)
+        if row.truth is not None and f"{row.key}/truth" not in found:
+            found[f"{row.key}/truth"] = some(row.truth())
+            np.savez_compressed(path, **found)
+
+
+def some(values: torch.Tensor) -> np.ndarray:
+    """At most `MOST` of some values, evenly spread, so that the file stays small."""
+    flat = values.double().flatten().numpy()
+    chosen: np.ndarray = flat[np.linspace(0, len(flat) - 1, min(MOST, len(flat))).round().astype(int)]
+    return chosen
+
+
+def forget(methods: list[str], path: Path = STORED) -> None:
+    """Remove the runs of methods, whose rows were changed."""
+    kept = {key: value for key, value in np.load(path).items() if key.split(":")[0].split()[0] not in methods}
+    np.savez_compressed(path, **kept)
+
+
+def covered(runs: np.ndarray, truth: np.ndarray | None) -> tuple[float, float, float]:
+    """Return the share of intervals that hold the value, its standard error over seeds, and error over true spread.
+
+    Args:
+        runs: value, low and high end of each seed, `(seeds, 3, values)`.
+        truth: right values; None for the mean over seeds.
+    """
+    values, low, high = runs.astype(np.float64).transpose(1, 0, 2)
+    right = values.mean(axis=0) if truth is None else truth
+    near = 1e-6 * np.abs(right).max()  # numbers are stored in float32
+    inside = ((low <= right + near) & (right - near <= high)).mean(axis=1)
+    ratio = np.sqrt(((high - low) ** 2).mean()) / 2 / 1.645 / np.sqrt(values.var(axis=0, ddof=1).mean())
+    return float(inside.mean()), float(inside.std(ddof=1) / len(runs) ** 0.5), float(ratio)
+
+
+def report(path: Path = STORED) -> str:
+    """The table, in Markdown."""
+    found = np.load(path)
+    lines = [HEAD]
+    for row in rows():
+        share, error, ratio = covered(found[f"{row.key}/runs"], found[f"{row.key}/truth"] if row.truth else None)
+        draws = found[f"{row.key}/draws"]
+        said = f"{draws.mean():.0f} ({draws.min()} to {draws.max()})" if "until" in row.task else ""
+        held = f"{100 * share:.0f} ± {100 * error:.0f} %"
+        lines.append(f"| `{row.method}` | {row.task} | {row.what} | {held} | {ratio:.2f} | {said} |")
+    return "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == ["measure"]:
+        measure(sys.argv[2:])
+    elif sys.argv[1:2] == ["forget"] and sys.argv[2:]:
+        forget(sys.argv[2:])
+    elif sys.argv[1:] == ["report"]:
+        print(report(), end="")
+    else:
+        sys.exit(__doc__)

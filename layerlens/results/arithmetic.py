@@ -43,6 +43,7 @@ def combined(kind: type[Attribution], first: Attribution, second: Attribution, s
         "texts": second.texts if first.texts is None else first.texts,
         "standard_error": None,
         "degrees": None,
+        "skewness": None,
         "features": {**second.features, **first.features},
         "index": second.index if first.index is None else first.index,
         "cost": " and ".join(filter(None, (first.cost, second.cost))),

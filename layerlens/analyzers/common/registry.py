@@ -66,6 +66,8 @@ _ARGS = {
     "of": 'method whose maps at the noisy copies are taken instead of gradients, such as `"integrated_gradients"`, '
     '`"relevance"` or `"grad_cam"`.',
     "of_options": 'options of that method, such as `{"steps": 20}`.',
+    "until": "draw in rounds until the 90 % interval of every value reaches at most this share of the largest absolute "
+    "value of its sample to either side, such as 0.1; the number of draws is then the most. None makes all of them.",
     "batch_size": 'inputs per pass; `"auto"` bounds it by memory.',
     "tolerance": "largest |sum - (S(x) - S(x'))| / |S(x) - S(x')| that is accepted; `math.inf` accepts any.",
     "multiply_by_inputs": "whether values are multiplied by x - x', the difference from the baseline; False gives "

@@ -292,6 +292,7 @@ class Scorer:
         checks: Mapping[str, torch.Tensor] | None = None,
         standard_error: Mapping[str, torch.Tensor] | None = None,
         degrees: float | None = None,
+        skewness: Mapping[str, torch.Tensor] | None = None,
     ) -> dict[str, Any]:
         """Return the fields of an `Attribution`, or of a subclass of it.
 
@@ -306,6 +307,7 @@ class Scorer:
             standard_error: standard error of the values by leaf, where the method draws random numbers, shaped as the
                 values are returned (one number per token).
             degrees: degrees of freedom of the standard error.
+            skewness: skewness of the values over seeds, shaped like the errors, as in `interval_of`.
         """
         tensors, padding = self.inputs.tensors(), self.padding
 
@@ -341,6 +343,7 @@ class Scorer:
             "index": self.inputs.index,
             "standard_error": None if standard_error is None else padded(standard_error),
             "degrees": None if standard_error is None else degrees,
+            "skewness": None if standard_error is None or skewness is None else padded(skewness),
         }
 
     def _axes(self, name: str, values: torch.Tensor) -> tuple[str, ...] | None:

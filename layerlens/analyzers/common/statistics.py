@@ -27,6 +27,20 @@ def jackknife_error(parts: torch.Tensor) -> torch.Tensor:
     return ((parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)).sqrt()
 
 
+def error_and_skewness(square: torch.Tensor, cube: torch.Tensor, count: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the standard error and the skewness of a mean over draws, from their second and third central moment.
+
+    Args:
+        square: mean of (y - mean y)^2 over the draws.
+        cube: mean of (y - mean y)^3.
+        count: number of draws n; the skewness of the mean is that of the draws over the root of n.
+    """
+    error = (square.clamp_min(0) / max(1, count - 1)).sqrt()
+    tiny = torch.finfo(square.dtype).tiny
+    skewness = torch.where(square > tiny, cube / square.clamp_min(tiny) ** 1.5, 0.0) / count**0.5
+    return error, skewness.clamp(-1, 1)  # the skewness of n numbers is below the root of n
+
+
 def sample_range(value: torch.Tensor) -> torch.Tensor:
     """Return the range, max - min, of each sample, `(batch, 1, ...)`."""
     flat = value.reshape(len(value), -1)

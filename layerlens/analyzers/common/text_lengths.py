@@ -92,6 +92,7 @@ def _together(found: Sequence[Attribution], groups: Sequence[OneLength]) -> Attr
         checks={name: joined([one.checks[name] for one in found]) for name in first.checks},
         inputs=values([one.inputs for one in found]),
         standard_error=values([one.standard_error for one in found]),
+        skewness=values([one.skewness for one in found]),
         degrees=min((one.degrees for one in found if one.degrees is not None), default=None),
         index=None if first.index is None else listed([one.index or () for one in found]),
         target=first.target if same else short_label(targets, "targets"),

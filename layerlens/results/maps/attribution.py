@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from layerlens.errors import InputError, OptionError, need
+from layerlens.errors import InputError, need
 from layerlens.inputs.tables import Index, Names, check_names
 from layerlens.inputs.token_texts import Group
 from layerlens.model.tensors import ByTensor
@@ -16,6 +16,7 @@ from layerlens.model.trees import as_array, describe
 
 from ..arithmetic import combined
 from ..base import Result, numbers
+from ..intervals import intervals_of
 from ..tables import rows
 from ..values.layer_profile import LayerProfile
 from ..values.ledger import Ledger
@@ -50,6 +51,7 @@ class Attribution(Result):
         targets: what was scored, sample by sample, where that differs.
         standard_error: standard error of the values, in the same form, if they are a mean over random draws.
         degrees: degrees of freedom of the standard error, for `interval`; None if there is none.
+        skewness: skewness of the values over seeds, for `interval`, in the same form; None where it takes them as even.
         used: which places hold a token and no padding, in the form of `values`; None where all do, or it is unknown.
         cost: what the method takes for a sample, in forward passes or gradients; empty if unknown.
         texts: what each token adds to the decoded text, in the form of `tokens`, when known: with the space before it,
@@ -77,6 +79,7 @@ class Attribution(Result):
     features: dict[str, Names] = dataclasses.field(default_factory=dict)
     index: Index | None = None
     degrees: float | None = None
+    skewness: Values | None = None
 
     def target_of(self, sample: int) -> str:
         """What was scored for one sample."""
@@ -102,8 +105,9 @@ class Attribution(Result):
     def interval(self, share: float = 0.9) -> tuple[Values, Values]:
         """The interval of each value over the random draws of the method: low and high ends, in the form of `values`.
 
-        Values less and plus the standard error times a quantile of Student's t (normal where `degrees` is None). It
-        holds what the method would find with endless draws, or, with a penalty (`rise`, `lime`), the mean over seeds.
+        Values less and plus the standard error times a quantile of Student's t (normal where `degrees` is None), which
+        is uneven where the draws are (`skewness`, Hall 1992). It holds what the method would find with endless draws,
+        or, with a penalty (`rise`, `lime`), the mean over seeds.
 
         Args:
             share: share of such intervals that should hold the value, between 0 and 1.
@@ -118,22 +122,7 @@ class Attribution(Result):
             >>> a.interval(0.9)
             (tensor([[0.8218, 1.6435]]), tensor([[1.1782, 2.3565]]))
         """
-        if isinstance(share, bool) or not 0 < share < 1:
-            raise OptionError(f"share must be between 0 and 1, such as interval(0.9); got {share!r}.")
-        if self.standard_error is None:
-            raise InputError(
-                f"the values of {self.method} have no standard error, so no interval: they are exact, drawn once or "
-                'combined. Methods that draw have one: method="shapley_sampling".'
-            )
-        from scipy.special import ndtri, stdtrit
-
-        times = float(ndtri(0.5 + share / 2) if self.degrees is None else stdtrit(self.degrees, 0.5 + share / 2))
-        values, errors = self.values, self.standard_error
-        if isinstance(values, dict) and isinstance(errors, dict):
-            low, high = ({name: one + sign * errors[name] for name, one in values.items()} for sign in (-times, times))
-            return low, high
-        assert isinstance(values, torch.Tensor) and isinstance(errors, torch.Tensor)
-        return values - times * errors, values + times * errors
+        return intervals_of(self.method, self.values, self.standard_error, self.degrees, self.skewness, share)
 
     def numpy(self) -> Any:
         """The values as a numpy array, or as a dict of arrays; bfloat16 becomes float32."""
@@ -358,6 +347,7 @@ class Attribution(Result):
             "used": others(self.used) or None,
             "features": others(self.features) if several else {},
             "degrees": None,
+            "skewness": None,
             "standard_error": None,  # the errors of a sample's tokens are not independent
         }
         return Attribution(**fields)
@@ -369,6 +359,9 @@ class Attribution(Result):
         why = self.settings.get("chosen")
         chosen = [("chosen", f"{why}; {self.cost}")] if isinstance(why, str) and self.cost else []
         rows = [("method", self.how), ("target", self.target), ("values", f"{shape}, in {self.units}")]
+        if "until" in self.settings:
+            drawn = next(name for name in ("samples", "permutations", "draws") if name in self.settings)
+            rows.append(("until", f"{self.settings['until']}, {drawn}: {self.settings[drawn]}"))
         return [*rows, ("score", numbers(self.score)), *chosen, *((k, numbers(one)) for k, one in self.checks.items())]
 
 

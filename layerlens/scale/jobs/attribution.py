@@ -63,7 +63,7 @@ class Saliency(RowsJob):
         return found
 
     def rows(self, model: nn.Module, batch: Batch) -> tuple[dict[str, torch.Tensor], Callable[[], dict[str, Any]]]:
-        """Return values, score, checks and standard errors."""
+        """Return values, score, checks, standard errors and skewness."""
         found = self.analyze(model, batch)
         rows = {name: cast(tensor, self.dtype) for name, tensor in _parts("values", found.values)}
         rows["score"] = cast(found.score, None)
@@ -71,6 +71,7 @@ class Saliency(RowsJob):
             f"checks/{name}": cast(check, None) for name, check in found.checks.items() if _by_sample(check, batch)
         }
         rows |= {name: cast(tensor, self.dtype) for name, tensor in _parts("standard error", found.standard_error)}
+        rows |= {name: cast(tensor, self.dtype) for name, tensor in _parts("skewness", found.skewness)}
         rows |= self.more(model, batch, found)
         for name, texts in zip(("tokens", "texts"), self._tokens(found, batch.inputs), strict=True):
             if texts is not None:

@@ -56,6 +56,7 @@ def attribution(store: Store, samples: Sequence[int]) -> Attribution:
     fields["texts"] = _by_input(texts("texts"))
     fields |= {
         "standard_error": one_or_several("standard error"),
+        "skewness": one_or_several("skewness"),
         "targets": tuple(scored) if set(scored) - {about["target"]} else None,
     }
     fields["features"] = {name: tuple(titles) for name, titles in about.get("features", {}).items()}

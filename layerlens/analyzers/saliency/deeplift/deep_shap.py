@@ -51,8 +51,8 @@ def deep_shap(
         rule: rule of nonlinearities, as in `deep_lift`.
 
     Returns:
-        ... It has the standard error over references (not for token ids); its check is the relative `"completeness
-        gap"`.
+        ... It has the standard error over references, as a sample of those there could be; its check is the relative
+        `"completeness gap"`.
 
     Warns:
         UserWarning: as `deep_lift`.
@@ -84,8 +84,10 @@ def deep_shap(
         moved = list(dict.fromkeys(name for one in comparisons for name in one.moved))
         warn_of_gap("deep_shap", gap, dataclasses.replace(comparisons[0], moved=moved))
         warn_of_zeros(means, "deep_shap")
-        errors = {name: part.std(dim=0) / len(comparisons) ** 0.5 for name, part in parts.items()}
-        at_input = all(leaf.layer is None for leaf in scorer.leaves.values())  # a token's number is a sum
+        tokens = [name for name, leaf in scorer.leaves.items() if leaf.layer is not None]
+        numbers = {name: part.sum(dim=-1) if name in tokens else part for name, part in parts.items()}
+        several = len(comparisons) > 1
+        errors = {name: part.std(dim=0) / len(comparisons) ** 0.5 for name, part in numbers.items() if several}
         return scorer.attribution(
             {name: mean.to(scorer.leaves[name].value.dtype) for name, mean in means.items()},
             method="deep_shap",
@@ -99,6 +101,6 @@ def deep_shap(
             units=units_of(multiply_by_inputs, custom_attribution_func),
             score=comparisons[0].score,
             checks={"completeness gap": gap},
-            standard_error=errors if len(comparisons) > 1 and at_input else None,
+            standard_error=errors if several else None,
             degrees=len(comparisons) - 1,
         )

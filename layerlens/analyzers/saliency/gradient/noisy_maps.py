@@ -15,6 +15,7 @@ from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.references import Baselines, references
 from layerlens.analyzers.common.messages import numbered, sample_numbers
 from layerlens.analyzers.common.registry import Method, method_named
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import Leaves, scoring, warn_of_zeros
 from layerlens.errors import InputError, OptionError, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs
@@ -27,7 +28,11 @@ from layerlens.signatures import refuse_unknown
 from layerlens.targets.target import Spec
 
 from ..saliency import cost_with
+from .moments import Draws, Statistic, together
 from .noise import Deviations, noise_scales, noisy_copies
+
+FIRST = 16
+"""Copies of the first round: fewer do not show how they scatter."""
 
 OWN = ("model", "x", "target", "where", "layer", "forward", "hold", "progress")
 """Options that the noisy copies and the method on them share."""
@@ -44,10 +49,11 @@ def noisy_maps(
     target: Spec,
     where: Selection,
     samples: int,
+    until: float | None,
     noise: float,
     stdevs: Deviations,
     seed: int,
-    statistic: str,
+    statistic: Statistic,
     batch_size: BatchSize,
     forward: Forward | None,
     settings: Mapping[str, Any],
@@ -89,7 +95,7 @@ def noisy_maps(
         starts = references(scorer, baselines, seed)[0] if baselines is not None else []
         aim, rows = scorer.target, scorer.rows
         first = noisy_copies(values, scales, rows[:1], 1, torch.Generator().manual_seed(seed))
-        together = inner.needs == "several samples" or scorer.apart(first, rows[:1])
+        as_one = inner.needs == "several samples" or scorer.apart(first, rows[:1])
 
     def maps(changed: Inputs, own: torch.Tensor, chosen: torch.Tensor) -> Attribution:
         """The method on changed samples `own`, each with the reference `chosen`."""
@@ -102,37 +108,32 @@ def noisy_maps(
 
     with _each_once(f"{name} of {of}, on noisy copies"):
         plain = maps(inputs, rows, torch.zeros_like(rows))
-        parts = []
-        for own in [rows] if together else torch.split(rows, batch):
-            generator = torch.Generator().manual_seed(seed)
-            order = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the noise
-            drawn = torch.randint(max(1, len(starts)), (samples,), generator=order).to(own.device)
-            total: dict[str, torch.Tensor] = {}
-            squares: dict[str, torch.Tensor] = {}
-            at_once = 1 if together else max(1, batch // len(own))
-            for done in track(range(0, samples, at_once), f"{name} of {of}"):
-                copies = min(at_once, samples - done)
-                repeated = own.repeat(copies)
-                noisy = noisy_copies(values, scales, own, copies, generator)
-                changed = inputs.rows(repeated, but=noisy).replace(noisy)
-                found = maps(changed, repeated, drawn[done : done + copies].repeat_interleave(len(own)))
-                for leaf, value in _by_name(found.values).items():
-                    each = value.double().reshape(copies, len(own), *value.shape[1:])
-                    each = each.abs() if statistic == "magnitude" else each.square() if statistic == "square" else each
-                    total[leaf] = total.get(leaf, 0) + each.sum(dim=0)
-                    squares[leaf] = squares.get(leaf, 0) + each.square().sum(dim=0)
-            parts.append((total, squares))
-    means, square_means = (
-        {leaf: torch.cat([part[k][leaf] for part in parts]) / samples for leaf in parts[0][0]} for k in (0, 1)
-    )
-    spread = {leaf: (square_means[leaf] - mean.square()).clamp_min(0) for leaf, mean in means.items()}
-    known_error = statistic != "variance" and samples > 1
-    statistics = spread if statistic == "variance" else means
+        order = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the noise
+        drawn = torch.randint(max(1, len(starts)), (samples,), generator=order).to(rows.device)
+        parts = [(own, Draws(statistic)) for own in ([rows] if as_one else torch.split(rows, batch))]
+        generator, count = torch.Generator().manual_seed(seed), 0
+        rounds = Rounds(name, "samples", samples, until, first=FIRST)
+        for most in rounds:
+            start = generator.get_state()
+            for own, draws in parts:
+                generator.set_state(start)  # all samples get the same draws
+                at_once = 1 if as_one else max(1, batch // len(own))
+                for done in track(range(count, most, at_once), f"{name} of {of}"):
+                    copies = min(at_once, most - done)
+                    repeated = own.repeat(copies)
+                    noisy = noisy_copies(values, scales, own, copies, generator)
+                    changed = inputs.rows(repeated, but=noisy).replace(noisy)
+                    each = maps(changed, repeated, drawn[done : done + copies].repeat_interleave(len(own)))
+                    for leaf, value in _by_name(each.values).items():
+                        draws.add(leaf, value.reshape(copies, len(own), *value.shape[1:]))
+            count = most
+            found = together([draws.found() for _, draws in parts])
+            rounds.look(found.values, found.errors, count - 1, found.skewness)
     if statistic != "variance" or (noise and stdevs is None) or any(bool(one.any()) for one in scales.values()):
-        warn_of_zeros(statistics, name)
-    errors = {leaf: (part / max(1, samples - 1)).sqrt() for leaf, part in spread.items()}
+        warn_of_zeros(found.values, name)
+    errors = found.errors
     return Attribution(
-        values=_like(plain.values, statistics),
+        values=_like(plain.values, found.values),
         axes=plain.axes,
         signed=plain.signed and statistic == "mean",
         units=f"squared {plain.units}" if statistic in ("square", "variance") else plain.units,
@@ -141,7 +142,7 @@ def noisy_maps(
         method=name,
         settings={
             "of": of,
-            "samples": samples,
+            **rounds.settings,
             **({"noise": noise} if stdevs is None else {"stdevs": stdevs}),
             **({"baselines": f"drawn from {len(starts)}"} if starts else {}),
             "seed": seed,
@@ -150,16 +151,17 @@ def noisy_maps(
             **{key if key == "where" else f"{of}: {key}": value for key, value in plain.settings.items()},
         },
         score=score.detach(),
-        checks={"relative standard error": relative_error(means, errors)} if known_error else {},
+        checks=rounds.checks({"relative standard error": relative_error(found.values, errors)} if errors else {}),
         inputs=plain.inputs,
         tokens=plain.tokens,
         texts=plain.texts,
         used=plain.used,
         features=plain.features,
         index=plain.index,
-        standard_error=_like(plain.values, errors) if known_error else None,
-        degrees=samples - 1 if known_error else None,
-        cost=_cost(inner, plain, samples),
+        standard_error=None if errors is None else _like(plain.values, errors),
+        degrees=None if errors is None else count - 1,
+        skewness=None if found.skewness is None else _like(plain.values, found.skewness),
+        cost=_cost(inner, plain, count),
     )
 
 

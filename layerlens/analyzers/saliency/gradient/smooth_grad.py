@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -11,6 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
@@ -19,10 +20,10 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
+from .moments import Draws, Statistic, together
 from .noise import SHARE, Deviations, noise_scales, noisy_copies
-from .noisy_maps import noisy_maps, relative_error
+from .noisy_maps import FIRST, noisy_maps, relative_error
 
-Statistic = Literal["mean", "magnitude", "square", "variance"]
 UNITS = {"square": "squared score per unit of input", "variance": "squared score per unit of input"}
 
 
@@ -34,6 +35,7 @@ def smooth_grad(
     target: Spec = None,
     where: Selection = None,
     samples: int = 25,
+    until: float | None = None,
     noise: float = SHARE,
     stdevs: Deviations = None,
     of: str = "gradient",
@@ -61,9 +63,8 @@ def smooth_grad(
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), in units of score per unit of input, or
-        shaped and in units as those of the method `of`; with the standard error of every value (not for token ids,
-        whose values are sums). Its check is the `"relative standard error"` of each sample: the norm of the standard
-        error over the norm of the mean.
+        shaped and in units as those of the method `of`; with the standard error of every value. Its check is the
+        `"relative standard error"` of each sample: the norm of the standard error over the norm of the mean.
 
     Warns:
         UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
@@ -77,8 +78,8 @@ def smooth_grad(
         'score'
     """
     return _noisy_gradients(
-        model, x, "smooth_grad", target=target, where=where, samples=samples, noise=noise, stdevs=stdevs,
-        of=of, of_options=of_options, baselines=baselines, seed=seed,
+        model, x, "smooth_grad", target=target, where=where, samples=samples, until=until, noise=noise,
+        stdevs=stdevs, of=of, of_options=of_options, baselines=baselines, seed=seed,
         statistic="magnitude" if magnitude else "mean", batch_size=batch_size, forward=forward,
         settings={"magnitude": magnitude},
     )  # fmt: skip
@@ -92,6 +93,7 @@ def smooth_grad_squared(
     target: Spec = None,
     where: Selection = None,
     samples: int = 25,
+    until: float | None = None,
     noise: float = SHARE,
     stdevs: Deviations = None,
     of: str = "gradient",
@@ -113,7 +115,7 @@ def smooth_grad_squared(
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
-        per unit of input.
+        per unit of input, with the standard error of every value.
 
     Warns:
         UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
@@ -125,8 +127,8 @@ def smooth_grad_squared(
         tensor([[9., 1.]])
     """
     return _noisy_gradients(
-        model, x, "smooth_grad_squared", target=target, where=where, samples=samples, noise=noise, stdevs=stdevs,
-        of=of, of_options=of_options, baselines=baselines, seed=seed,
+        model, x, "smooth_grad_squared", target=target, where=where, samples=samples, until=until, noise=noise,
+        stdevs=stdevs, of=of, of_options=of_options, baselines=baselines, seed=seed,
         statistic="square", batch_size=batch_size, forward=forward, settings={},
     )  # fmt: skip
 
@@ -141,6 +143,7 @@ def var_grad(
     target: Spec = None,
     where: Selection = None,
     samples: int = 25,
+    until: float | None = None,
     noise: float = SHARE,
     stdevs: Deviations = None,
     of: str = "gradient",
@@ -163,7 +166,7 @@ def var_grad(
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
-        per unit of input.
+        per unit of input, with the standard error of every value (not for token ids).
 
     Warns:
         UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
@@ -176,8 +179,8 @@ def var_grad(
         True
     """
     return _noisy_gradients(
-        model, x, "var_grad", target=target, where=where, samples=samples, noise=noise, stdevs=stdevs,
-        of=of, of_options=of_options, baselines=baselines, seed=seed,
+        model, x, "var_grad", target=target, where=where, samples=samples, until=until, noise=noise,
+        stdevs=stdevs, of=of, of_options=of_options, baselines=baselines, seed=seed,
         statistic="variance", batch_size=batch_size, forward=forward, settings={},
     )  # fmt: skip
 
@@ -190,6 +193,7 @@ def _noisy_gradients(
     target: Spec,
     where: Selection,
     samples: int,
+    until: float | None,
     noise: float,
     stdevs: Deviations,
     of: str,
@@ -213,29 +217,39 @@ def _noisy_gradients(
     if of != "gradient" or of_options or baselines is not None:
         return noisy_maps(
             model, x, name, of=of, of_options=of_options or {}, baselines=baselines, target=target, where=where,
-            samples=samples, noise=noise, stdevs=stdevs, seed=seed, statistic=statistic, batch_size=batch_size,
-            forward=forward, settings=settings,
+            samples=samples, until=until, noise=noise, stdevs=stdevs, seed=seed, statistic=statistic,
+            batch_size=batch_size, forward=forward, settings=settings,
         )  # fmt: skip
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         values = scorer.values()
         score, batch = first_score(scorer, values, batch_size)
         scales = noise_scales(name, scorer, values, noise, stdevs)
-        parts = [
-            _moments(scorer, values, scales, rows, samples, seed, statistic, batch, name)
-            for rows in torch.split(scorer.rows, batch)
-        ]
-        means, squares = ({leaf: torch.cat([part[k][leaf] for part in parts]) for leaf in values} for k in (0, 1))
-        spread = {leaf: (squares[leaf] - means[leaf].square()).clamp_min(0) for leaf in values}
-        statistics = spread if statistic == "variance" else means
-        errors = {leaf: (part / max(1, samples - 1)).sqrt().to(values[leaf].dtype) for leaf, part in spread.items()}
-        known = statistic != "variance" and samples > 1
+        tokens = [leaf for leaf, one in scorer.leaves.items() if one.layer is not None]
+        parts = [(rows, Draws(statistic, tokens)) for rows in torch.split(scorer.rows, batch)]
+        generator, done = torch.Generator().manual_seed(seed), 0
+        rounds = Rounds(name, "samples", samples, until, first=FIRST)
+        for most in rounds:
+            start = generator.get_state()
+            for rows, draws in parts:
+                generator.set_state(start)  # all samples get the same draws
+                _add_gradients(draws, scorer, values, scales, rows, range(done, most), batch, generator, name)
+            done = most
+            found = together([draws.found() for _, draws in parts])
+            rounds.look(_numbers(found.values, tokens), found.errors, done - 1, found.skewness)
         if statistic != "variance" or (noise and stdevs is None) or any(bool(one.any()) for one in scales.values()):
-            warn_of_zeros(statistics, name)
+            warn_of_zeros(found.values, name)
+        numbers, checks = _numbers(found.values, tokens), {}
+        if found.errors is not None:
+            checks["relative standard error"] = relative_error(numbers, found.errors)
+
+        def typed(parts: Leaves | None) -> Leaves | None:
+            return None if parts is None else {leaf: part.to(values[leaf].dtype) for leaf, part in parts.items()}
+
         return scorer.attribution(
-            {leaf: part.to(values[leaf].dtype) for leaf, part in statistics.items()},
+            typed(found.values) or {},
             method=name,
             settings={
-                "samples": samples,
+                **rounds.settings,
                 **({"noise": noise} if stdevs is None else {"stdevs": stdevs}),
                 "seed": seed,
                 **settings,
@@ -244,37 +258,33 @@ def _noisy_gradients(
             score=score,
             signed=statistic == "mean",
             units=UNITS.get(statistic, "score per unit of input"),
-            checks={"relative standard error": relative_error(means, errors)} if known else {},
-            standard_error=errors if known and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
-            degrees=samples - 1,
+            checks=rounds.checks(checks),
+            standard_error=typed(found.errors),
+            degrees=done - 1,
+            skewness=typed(found.skewness),
         )
 
 
-def _moments(
+def _numbers(values: Leaves, tokens: Sequence[str]) -> Leaves:
+    """The values as they are returned, one number for each token."""
+    return {name: value.sum(dim=-1) if name in tokens else value for name, value in values.items()}
+
+
+def _add_gradients(
+    draws: Draws,
     scorer: Scorer,
     values: Leaves,
     scales: Leaves,
     rows: torch.Tensor,
-    samples: int,
-    seed: int,
-    statistic: Statistic,
+    wanted: range,
     batch: int,
+    generator: torch.Generator,
     label: str,
-) -> tuple[Leaves, Leaves]:
-    """Mean by leaf of what each copy of the samples `rows` gives, and the mean of its square."""
-    generator = torch.Generator().manual_seed(seed)
-    shape = {name: (len(rows), *value.shape[1:]) for name, value in values.items()}
-    total = {name: torch.zeros(shape[name], dtype=torch.float64, device=rows.device) for name in values}
-    squares = {name: torch.zeros_like(part) for name, part in total.items()}
+) -> None:
+    """Add the gradients at noisy copies of the samples `rows`, one copy for each number of `wanted`."""
     at_once = max(1, batch // len(rows))
-    for done in track(range(0, samples, at_once), label):
-        copies = min(at_once, samples - done)
+    for done in track(wanted[::at_once], label):
+        copies = min(at_once, wanted.stop - done)
         noisy = noisy_copies(values, scales, rows, copies, generator)
         for name, slope in gradients(scorer, noisy, rows.repeat(copies))[1].items():
-            slopes = slope.double().reshape(copies, *shape[name])
-            own = slopes.abs() if statistic == "magnitude" else slopes.square() if statistic == "square" else slopes
-            total[name] += own.sum(dim=0)
-            squares[name] += own.square().sum(dim=0)
-    return {name: part / samples for name, part in total.items()}, {
-        name: part / samples for name, part in squares.items()
-    }
+            draws.add(name, slope.double().reshape(copies, len(rows), *values[name].shape[1:]))

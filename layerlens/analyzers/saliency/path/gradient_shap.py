@@ -8,8 +8,9 @@ from torch import nn
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.references import Baselines, references
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import Leaves, Scorer, gradients, scoring, warn_of_zeros
-from layerlens.errors import check_count, check_seed
+from layerlens.errors import OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -35,6 +36,7 @@ def gradient_shap(
     where: Selection = None,
     baselines: Baselines = None,
     samples: int = 64,
+    until: float | None = None,
     stdevs: Deviations = 0.0,
     multiply_by_inputs: bool = True,
     seed: int = 0,
@@ -50,11 +52,12 @@ def gradient_shap(
 
     Args:
         samples: number of points for each sample of the batch, rounded up to a multiple of the references.
+        until: ... Points are spread evenly, so each round makes its own; `settings` says how many all rounds took.
 
     Returns:
-        ... It has the standard error of its values (not for token ids): of one reference from second differences along
-        the path, of several from all points as if independent, which is too large; its check is the relative
-        `"completeness gap"`.
+        ... It has the standard error of its values: that of the points on the paths from the references that were
+        given, also of the references where these are drawn, or more than half as many as points (too wide then). Its
+        check is the relative `"completeness gap"`.
 
     Example:
         >>> net = nn.Linear(2, 1, bias=False)
@@ -64,69 +67,40 @@ def gradient_shap(
     """
     check_count("samples", samples)
     check_seed(seed)
+    if until is not None and baselines is None:
+        raise OptionError(
+            "until= needs the references that are meant, baselines=: the error of eight drawn ones does not fall with "
+            "more points."
+        )
     with scoring(model, x, target, where=where, forward=forward) as scorer:
         ends = scorer.values()
         score, batch = first_score(scorer, ends, batch_size)
         starts, label = references(scorer, baselines, seed)
-        each = -(-samples // len(starts))
-        generator = torch.Generator().manual_seed(seed)
-        points = (torch.arange(each) + torch.rand(len(starts), each, generator=generator, dtype=torch.float64)) / each
         scales = noise_scales("gradient_shap", scorer, ends, SHARE, 0.0 if stdevs is None else stdevs)
-        noisy = any(bool(scale.any()) for scale in scales.values())
-        total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
-        products = {name: torch.zeros_like(part) for name, part in total.items()}
-        squares = {name: torch.zeros_like(part) for name, part in total.items()}
-        even = len(starts) == 1 and each > 2  # one path of evenly spread points
-        baseline_score = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
-        end_score = torch.zeros_like(baseline_score)
-        for rows in torch.split(scorer.rows, batch):
-            generator = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the points
-            together = max(1, batch // len(rows))
-            for own in torch.split(torch.arange(len(starts)), together):
-                values = {name: part.flatten(0, 1) for name, part in _stacked(starts, own, rows).items()}
-                with torch.no_grad():
-                    scores = scorer(values, rows.repeat(len(own)))
-                baseline_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
-            before: dict[str, torch.Tensor] = {}
-            for own in track(torch.split(torch.arange(points.numel()), together), "gradient_shap"):
-                tops = {name: end[rows].repeat(len(own), *[1] * (end.ndim - 1)) for name, end in ends.items()}
-                if noisy:
-                    tops = noisy_copies(ends, scales, rows, len(own), generator)
-                    with torch.no_grad():
-                        scores = scorer(tops, rows.repeat(len(own)))
-                    end_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0)
-                slopes, spans = _gradients(scorer, tops, starts, rows, own // each, points.flatten()[own])
-                last: dict[str, torch.Tensor] = {}
-                for name, slope in slopes.items():
-                    product = slope * spans[name]
-                    part = product if multiply_by_inputs else slope
-                    total[name][rows] += part.sum(dim=0)
-                    if even:
-                        part = torch.cat([before[name], part]) if before else part
-                        squares[name][rows] += part.diff(n=2, dim=0).square().sum(dim=0) / 6
-                    else:
-                        squares[name][rows] += part.square().sum(dim=0)
-                    last[name] = part[-2:]
-                    if not multiply_by_inputs:
-                        products[name][rows] += product.sum(dim=0)
-                before = last
-        count = each * len(starts)
-        means = {name: part / count for name, part in total.items()}
-        errors = {
-            name: (squares[name] / (each - 2) / each).sqrt()
-            if even
-            else ((squares[name] / count - mean.square()).clamp_min(0) / max(1, count - 1)).sqrt()
-            for name, mean in means.items()
-        }
-        complete = means if multiply_by_inputs else {name: part / count for name, part in products.items()}
-        gap = completeness_gap(complete, end_score / count if noisy else score, baseline_score)
+        baseline_score = _baseline_score(scorer, starts, batch)
+        tokens = [name for name, leaf in scorer.leaves.items() if leaf.layer is not None]
+        most = -(-samples // len(starts)) * len(starts)
+        first = len(starts) * max(4, -(-16 // len(starts)))
+        rounds, points = Rounds("gradient_shap", "samples", most, until, first=first, step=len(starts)), 0
+        for count in rounds:
+            paths = Paths(scorer, ends, starts, count // len(starts), scales, tokens, multiply_by_inputs)
+            paths.run(batch, seed)
+            means = {name: part / count for name, part in paths.total.items()}
+            errors, degrees = paths.errors(drawn=baselines is None)
+            points += count
+            rounds.look(
+                {name: part.sum(dim=-1) if name in tokens else part for name, part in means.items()}, errors, degrees
+            )
+        complete = means if multiply_by_inputs else {name: part / count for name, part in paths.products.items()}
+        gap = completeness_gap(complete, paths.end_score / count if paths.noisy else score, baseline_score)
         warn_of_zeros(means, "gradient_shap")
         return scorer.attribution(
             {name: part.to(ends[name].dtype) for name, part in means.items()},
             method="gradient_shap",
             settings={
                 "baselines": label,
-                "samples": count,
+                **rounds.settings,
+                **({} if until is None else {"points of all rounds": points}),
                 "stdevs": stdevs,
                 "multiply_by_inputs": multiply_by_inputs,
                 "seed": seed,
@@ -134,10 +108,135 @@ def gradient_shap(
             },
             score=score,
             units="score" if multiply_by_inputs else "score per unit of input",
-            checks={"completeness gap": gap},
-            standard_error=errors if count > 1 and all(leaf.layer is None for leaf in scorer.leaves.values()) else None,
-            degrees=count - 1,
+            checks=rounds.checks({"completeness gap": gap}),
+            standard_error=None
+            if errors is None
+            else {name: part.to(ends[name].dtype) for name, part in errors.items()},
+            degrees=degrees,
         )
+
+
+def _baseline_score(scorer: Scorer, starts: list[Leaves], batch: int) -> torch.Tensor:
+    """The mean score of the references, `(batch,)`."""
+    found = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
+    for rows in torch.split(scorer.rows, batch):
+        for own in torch.split(torch.arange(len(starts)), max(1, batch // len(rows))):
+            values = {name: part.flatten(0, 1) for name, part in _stacked(starts, own, rows).items()}
+            with torch.no_grad():
+                scores = scorer(values, rows.repeat(len(own)))
+            found[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0) / len(starts)
+    return found
+
+
+class Paths:
+    """Sums over evenly spread points of the paths from every reference.
+
+    Args:
+        scorer: scores a borrowed model.
+        ends: the leaves as they are.
+        starts: the references.
+        each: points on each path, one in each of equal parts.
+        scales: standard deviation of the noise on the input, by leaf.
+        tokens: leaves of which a value is the sum over the last axis, which errors are then of.
+        multiply_by_inputs: whether values are multiplied by x - x'.
+
+    Attributes:
+        total: sums of the values of all points.
+        products: sums of the values times x - x'.
+        end_score: sum of the scores of noisy inputs, `(batch,)`.
+        noisy: whether the inputs get noise.
+    """
+
+    def __init__(
+        self,
+        scorer: Scorer,
+        ends: Leaves,
+        starts: list[Leaves],
+        each: int,
+        scales: Leaves,
+        tokens: list[str],
+        multiply_by_inputs: bool,
+    ) -> None:
+        self._scorer, self._ends, self._starts, self._each, self._scales = scorer, ends, starts, each, scales
+        self._tokens, self._multiply = tokens, multiply_by_inputs
+        self.noisy = any(bool(scale.any()) for scale in scales.values())
+        self.total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
+        self.products = {name: torch.zeros_like(part) for name, part in self.total.items()}
+        self.end_score = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
+        self._order = min(2, each - 1)
+        numbers = {name: part[..., 0] if name in tokens else part for name, part in self.total.items()}
+        self._differences = {name: torch.zeros_like(part) for name, part in numbers.items()}
+        self._of_path = {name: torch.zeros_like(part) for name, part in numbers.items()}
+        self._mean_squares = {name: torch.zeros_like(part) for name, part in numbers.items()}
+
+    def run(self, batch: int, seed: int) -> None:
+        """Add all points, `batch` rows in a pass."""
+        each, count = self._each, self._each * len(self._starts)
+        generator = torch.Generator().manual_seed(seed)
+        shape = len(self._starts), each
+        points = (torch.arange(each) + torch.rand(shape, generator=generator, dtype=torch.float64)) / each
+        for rows in torch.split(self._scorer.rows, batch):
+            generator = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the points
+            before: dict[str, torch.Tensor] = {}
+            chunks = torch.split(torch.arange(count), max(1, batch // len(rows)))
+            for own in track(chunks, "gradient_shap"):
+                tops = {name: end[rows].repeat(len(own), *[1] * (end.ndim - 1)) for name, end in self._ends.items()}
+                if self.noisy:
+                    tops = noisy_copies(self._ends, self._scales, rows, len(own), generator)
+                    with torch.no_grad():
+                        scores = self._scorer(tops, rows.repeat(len(own)))
+                    self.end_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0)
+                slopes, spans = _gradients(self._scorer, tops, self._starts, rows, own // each, points.flatten()[own])
+                for name, slope in slopes.items():
+                    product = slope * spans[name]
+                    part = product if self._multiply else slope
+                    self.total[name][rows] += part.sum(dim=0)
+                    self.products[name][rows] += product.sum(dim=0)
+                    before[name] = self._scatter(name, rows, own, part, before.get(name))
+
+    def _scatter(
+        self, name: str, rows: torch.Tensor, own: torch.Tensor, part: torch.Tensor, before: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Add how the points `own` scatter; return the last ones, which the next are compared with."""
+        part = part.sum(dim=-1) if name in self._tokens else part
+        for number, value in zip(own.tolist(), part, strict=True):
+            self._of_path[name][rows] += value
+            if (number + 1) % self._each == 0:
+                self._mean_squares[name][rows] += (self._of_path[name][rows] / self._each).square()
+                self._of_path[name][rows] = 0
+        joined = part if before is None else torch.cat([before, part])
+        if self._order and len(joined) > self._order:
+            differences = joined.diff(n=self._order, dim=0)
+            last = own[-1] - torch.arange(len(differences)).flip(0)
+            place = last % self._each
+            weight = (place >= self._order).double()  # those across two paths do not count
+            weight += (place == self._each - 1).double()  # the last also for the end of the path, the first for its
+            weight += (place == 2).double() * (self._order == 2)  # start: one difference for each point
+            norm = 6 if self._order == 2 else 2
+            squares = torch.tensordot(weight.to(differences), differences.square(), dims=1)
+            self._differences[name][rows] += squares / norm
+        return joined[-2:]
+
+    def errors(self, drawn: bool) -> tuple[Leaves | None, float | None]:
+        """Return the standard errors of the means by leaf, and their degrees of freedom; None for one point.
+
+        Of references that were drawn, and of those with a point each, from how the means of their paths scatter; of
+        given ones from second differences along each path, which the slope of the integrand does not enter.
+
+        Args:
+            drawn: whether the references are random.
+        """
+        paths, each = len(self._starts), self._each
+        if paths > 1 and (drawn or each == 1):
+            means = {name: part / paths / each for name, part in self.total.items()}
+            means = {name: part.sum(dim=-1) if name in self._tokens else part for name, part in means.items()}
+            spread = {name: self._mean_squares[name] / paths - mean.square() for name, mean in means.items()}
+            return {name: (part.clamp_min(0) / (paths - 1)).sqrt() for name, part in spread.items()}, paths - 1
+        if each == 1:
+            return None, None
+        count = paths * each
+        errors = {name: part.sqrt() / count for name, part in self._differences.items()}
+        return errors, paths * (each - self._order)
 
 
 def _stacked(starts: list[Leaves], chosen: torch.Tensor, rows: torch.Tensor) -> Leaves:

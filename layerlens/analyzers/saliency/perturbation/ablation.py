@@ -12,6 +12,7 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.errors import InputError, OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
@@ -66,6 +67,7 @@ def permutation(
     features: FeatureSpec = None,
     perm_func: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     draws: int = 10,
+    until: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
@@ -110,23 +112,28 @@ def permutation(
         game = Game(scorer, Coalitions(scorer, "zero", batch_size), features_of(scorer, features))
         generator = torch.Generator().manual_seed(seed)
         shifts = torch.randint(1, batch, (draws, batch), generator=generator)
-        keep, drops = 1 - torch.eye(game.count), []
-        for shift in track(shifts, "permutation"):
-            others = ((torch.arange(batch) + shift) % batch).to(scorer.rows.device)
-            game.coalitions.starts = {
-                name: leaf.value[others] if perm_func is None else _permuted(perm_func, leaf.value)
-                for name, leaf in scorer.leaves.items()
-            }
-            drops.append(game.coalitions.score - game.coalitions.features(game.features, keep, "", progress=False))
-        values, error = mean_and_error(torch.stack(drops))  # (features, batch)
+        keep = 1 - torch.eye(game.count)
+        drops: list[torch.Tensor] = []
+        rounds = Rounds("permutation", "draws", draws, until, first=10)
+        for most in rounds:
+            for shift in track(shifts[len(drops) : most], "permutation"):
+                others = ((torch.arange(batch) + shift) % batch).to(scorer.rows.device)
+                game.coalitions.starts = {
+                    name: leaf.value[others] if perm_func is None else _permuted(perm_func, leaf.value)
+                    for name, leaf in scorer.leaves.items()
+                }
+                drops.append(game.coalitions.score - game.coalitions.features(game.features, keep, "", progress=False))
+            values, error = mean_and_error(torch.stack(drops))  # (features, batch)
+            rounds.look({"": values.T}, None if error is None else {"": error.T}, most - 1)
         warn_of_zeros({"": values.T}, "permutation")
         game.coalitions.label = "other samples" if perm_func is None else getattr(perm_func, "__name__", "perm_func")
         return game.attribution(
             values.T,
             method="permutation",
-            settings={"draws": draws, "seed": seed},
+            settings={**rounds.settings, "seed": seed},
             error=None if error is None else error.T,
-            degrees=draws - 1,
+            degrees=rounds.count - 1,
+            checks=rounds.checks(),
         )
 
 

@@ -16,6 +16,7 @@ from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.features.input_features import Features, Spec as FeatureSpec, features_of
 from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.scorer import Scorer, scoring
+from layerlens.errors import OptionError, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
@@ -30,6 +31,7 @@ class Solution:
         values: numbers by feature, `(batch, features)`.
         error: their standard errors; None for none.
         degrees: degrees of freedom of the errors.
+        skewness: skewness of the values over seeds, `(batch, features)`; None for none.
         checks: each `(batch,)`.
         settings: options as used.
     """
@@ -39,12 +41,13 @@ class Solution:
     degrees: float | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     settings: dict[str, Any] = dataclasses.field(default_factory=dict)
+    skewness: torch.Tensor | None = None
 
     def to(self, device: torch.device) -> Solution:
         """Return the solution on a device."""
         checks = {name: check.to(device) for name, check in self.checks.items()}
-        error = None if self.error is None else self.error.to(device)
-        return dataclasses.replace(self, values=self.values.to(device), error=error, checks=checks)
+        error, skewness = (None if part is None else part.to(device) for part in (self.error, self.skewness))
+        return dataclasses.replace(self, values=self.values.to(device), error=error, skewness=skewness, checks=checks)
 
 
 @dataclasses.dataclass
@@ -79,7 +82,8 @@ class Game:
         if len(groups) == 1:
             return solver(self)
         batch, count = self.coalitions.batch, self.count
-        whole = Solution(torch.zeros(batch, count, dtype=torch.float64), torch.zeros(batch, count, dtype=torch.float64))
+        values, errors, skewed = torch.zeros(3, batch, count, dtype=torch.float64)
+        whole = Solution(values, errors)
         settings: dict[str, list[Any]] = {}
         degrees: list[float] = []
         for rows, own, features in groups:
@@ -89,6 +93,8 @@ class Game:
             whole.values[place] = part.values.cpu().double()
             if part.error is not None and whole.error is not None:
                 whole.error[place] = part.error.cpu().double()
+            if part.skewness is not None:
+                skewed[place] = part.skewness.cpu().double()
             degrees += [] if part.degrees is None else [part.degrees]
             for name, check in part.checks.items():
                 whole.checks.setdefault(name, torch.zeros(batch, dtype=torch.float64))[rows] = check.cpu().double()
@@ -96,7 +102,9 @@ class Game:
                 settings.setdefault(name, []).append(value)
         same = {name: values[0] if len(set(values)) == 1 else values for name, values in settings.items()}
         fewest = min(degrees, default=None)
-        return dataclasses.replace(whole, settings=same, degrees=fewest).to(self.coalitions.score.device)
+        skewness = skewed if bool(skewed.any()) else None
+        whole = dataclasses.replace(whole, settings=same, degrees=fewest, skewness=skewness)
+        return whole.to(self.coalitions.score.device)
 
     def attribution(
         self,
@@ -106,16 +114,20 @@ class Game:
         settings: Mapping[str, Any],
         error: torch.Tensor | None = None,
         degrees: float | None = None,
+        skewness: torch.Tensor | None = None,
         checks: Mapping[str, torch.Tensor] | None = None,
         signed: bool = True,
         units: str = "score",
     ) -> Attribution:
         """Return the result from numbers by feature, `(batch, features)`: every value of a feature gets its number."""
         leaves = self.scorer.leaves
-        errors = None
-        if error is not None:
-            spread = self.features.spread(error.to(self.coalitions.score), leaves)
-            errors = {name: one if leaves[name].layer is None else one.sum(dim=-1) for name, one in spread.items()}
+
+        def by_place(numbers: torch.Tensor | None) -> dict[str, torch.Tensor] | None:
+            if numbers is None:
+                return None
+            spread = self.features.spread(numbers.to(self.coalitions.score), leaves)
+            return {name: one if leaves[name].layer is None else one.sum(dim=-1) for name, one in spread.items()}
+
         spread = self.features.spread(values.to(self.coalitions.score), leaves)
         return self.scorer.attribution(
             {
@@ -133,8 +145,9 @@ class Game:
             signed=signed,
             units=units,
             checks=checks,
-            standard_error=errors,
+            standard_error=by_place(error),
             degrees=degrees,
+            skewness=by_place(skewness),
         )
 
 
@@ -167,15 +180,27 @@ def efficiency_gap(values: torch.Tensor, score: torch.Tensor, baseline_score: to
     return gap / torch.maximum(change.abs(), 1e-6 * score.double().abs()).clamp_min(torch.finfo(torch.float64).tiny)
 
 
+def until_of(until: float | None, tolerance: float | None) -> float | None:
+    """Return `until`, or what the deprecated `tolerance` of standard errors is as a half width.
+
+    Raises:
+        OptionError: when the tolerance is not above 0.
+
+    Warns:
+        DeprecationWarning: when a tolerance is given.
+    """
+    if tolerance is None:
+        return until
+    if not tolerance > 0:
+        raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
+    warn(
+        f"tolerance= of standard errors is now until= of 90 % intervals: until={1.645 * tolerance:.3g}.",
+        DeprecationWarning,
+    )
+    return 1.645 * tolerance if until is None else until
+
+
 def mean_and_error(draws: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return the mean over the first axis and its standard error; None for one draw."""
     count = len(draws)
     return draws.mean(dim=0), draws.std(dim=0) / count**0.5 if count > 1 else None
-
-
-def converged(error: torch.Tensor | None, values: torch.Tensor, tolerance: float | None) -> bool:
-    """Whether every standard error is below `tolerance` times the largest value of its sample."""
-    if tolerance is None or error is None:
-        return False
-    largest = values.abs().amax(dim=1, keepdim=True)
-    return bool((error <= tolerance * largest).all())

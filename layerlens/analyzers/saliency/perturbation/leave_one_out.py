@@ -16,6 +16,7 @@ from layerlens.analyzers.common.features.input_features import Features, Spec as
 from layerlens.analyzers.common.leaves.leaves import leaf_name
 from layerlens.analyzers.common.messages import sample_numbers
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import Scorer, scoring, warn_of_zeros
 from layerlens.analyzers.common.token_inputs import text_leaves, used_places
 from layerlens.errors import InputError, OptionError, check_count, check_seed
@@ -39,6 +40,7 @@ def leave_one_out(
     fill: Baseline = "drawn",
     features: FeatureSpec = None,
     draws: int = 4,
+    until: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
     forward: Forward | None = None,
@@ -70,11 +72,12 @@ def leave_one_out(
             series; a number of parts, or another choice, for inputs of other kinds; or a dict by input name. Tokens
             can be grouped by labels where the fill is not drawn.
         draws: number of tokens drawn for each place, without repetition; a shorter text uses all its others.
+        until: ... Where there are no drawn fills there is nothing to draw.
 
     Returns:
-        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws (NaN where
-        a text of two tokens has one). With other inputs a dict by input name. The progress bar and `cost` say the
-        number of passes.
+        An `Attribution` `(batch, token)` in units of the score, with the standard error over the draws, as a sample of
+        many fills there could be (NaN where a text of two tokens has one). With other inputs a dict by input name. The
+        progress bar and `cost` say the number of passes.
 
     Raises:
         OptionError: when an option is out of range, or the fill or the features do not fit.
@@ -101,10 +104,22 @@ def leave_one_out(
             drops = coalitions.score.double() - scores.double()  # (parts, batch)
             values = parts.spread(drops.T.float(), scorer.leaves)
             errors = {name: torch.zeros_like(one if name not in texts else one[..., 0]) for name, one in values.items()}
-        for name, exchanged in exchanges.items():
-            drops = _drops(coalitions, name, exchanged, f"leave_one_out, passes: {said}")
-            means, errors[name] = _means(drops, exchanged, scorer.leaves[name].value.shape[:2])
-            values[name] = means.unsqueeze(-1)
+        rounds, done = Rounds("leave_one_out", "draws", draws, until if drawn else None, first=4), 0
+        falls = {name: torch.zeros(len(one), dtype=torch.float64).to(one.device) for name, one in exchanges.items()}
+        for most in rounds:
+            for name, every in exchanges.items():
+                number = every[:, 3]
+                now = (number >= done) & (number < most)
+                falls[name][now] = _drops(coalitions, name, every[now], f"leave_one_out, passes: {said}")
+                own = number < most
+                means, errors[name] = _means(falls[name][own], every[own], scorer.leaves[name].value.shape[:2])
+                values[name] = means.unsqueeze(-1)
+            done = most
+            numbers = {name: one.sum(dim=-1) if name in texts else one for name, one in values.items()}
+            rounds.look(numbers, errors, _degrees(exchanges, done))
+        exchanges = {name: every[every[:, 3] < done] for name, every in exchanges.items()}
+        passes = _passes(scorer, parts, exchanges)
+        said = ", ".join(f"{count} for {name}" for name, count in passes.items())
         warn_of_zeros(values, "leave_one_out")
         names = {name: labeled(one) for name, one in fills.items()}
         found = scorer.attribution(
@@ -112,14 +127,15 @@ def leave_one_out(
             method="leave_one_out",
             settings={
                 "fill": names.popitem()[1] if len({*names.values()}) == 1 else ", ".join(map(": ".join, names.items())),
-                "draws": draws if drawn else None,
+                **(rounds.settings if drawn else {"draws": None}),
                 "seed": seed,
                 **({} if parts is None else {"features": parts.count}),
                 "batch_size": coalitions.batch_size,
             },
             score=coalitions.score,
-            standard_error=errors if drawn and draws > 1 else None,
-            degrees=_degrees(exchanges, draws),
+            standard_error=errors if drawn and done > 1 else None,
+            degrees=_degrees(exchanges, done),
+            checks=rounds.checks(),
         )
         several = len(passes) > 1
         return dataclasses.replace(found, cost=f"{sum(passes.values())} forward passes: {said}") if several else found
@@ -185,7 +201,7 @@ def _all_exchanges(scorer: Scorer, name: str, draws: int, seed: int) -> torch.Te
 
 
 def _exchanges(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Tensor:
-    """Which place gets the token of which other place, `(exchanges, 3)`: row, place, source.
+    """Which place gets the token of which other place, `(exchanges, 4)`: row, place, source, number of the draw.
 
     Raises:
         InputError: when the text is one token.
@@ -200,9 +216,13 @@ def _exchanges(row: int, used: torch.Tensor, draws: int, seed: int) -> torch.Ten
     order = torch.rand(count, count - 1, generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, :draws]
     own = torch.arange(count).unsqueeze(1)
     sources = places[(order + (order >= own)).to(places.device)]  # (count, draws): never the place itself
-    return torch.stack(
-        [torch.full_like(sources, row), places.unsqueeze(1).expand_as(sources), sources], dim=-1
-    ).flatten(0, 1)
+    columns = [
+        torch.full_like(sources, row),
+        places.unsqueeze(1).expand_as(sources),
+        sources,
+        torch.arange(sources.shape[1], device=places.device).expand_as(sources),
+    ]
+    return torch.stack(columns, dim=-1).flatten(0, 1)
 
 
 def _drops(coalitions: Coalitions, name: str, exchanges: torch.Tensor, said: str) -> torch.Tensor:
@@ -210,7 +230,7 @@ def _drops(coalitions: Coalitions, name: str, exchanges: torch.Tensor, said: str
     whole, drops = coalitions.ends, []
     with torch.no_grad():
         for part in track(torch.split(exchanges, coalitions.batch_size), said):
-            rows, places, others = part.unbind(dim=1)
+            rows, places, others = part[:, :3].unbind(dim=1)
             values = {other: value[rows] for other, value in whole.items()}
             values[name][torch.arange(len(rows), device=rows.device), places] = whole[name][rows, others]
             drops.append(coalitions.score[rows].double() - coalitions.scorer(values, rows).double())

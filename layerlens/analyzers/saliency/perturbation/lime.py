@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import nn
 
@@ -9,6 +11,7 @@ from layerlens.analyzers.common.batch_size import BatchSize
 from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
@@ -32,6 +35,7 @@ def lime(
     features: FeatureSpec = None,
     baseline: Baseline = "zero",
     samples: int = 512,
+    until: float | None = None,
     width: float = 0.25,
     ridge: float = 1.0,
     seed: int = 0,
@@ -69,14 +73,13 @@ def lime(
     check_seed(seed)
     if not width > 0 or not ridge >= 0:
         raise OptionError(f"width must be above 0 and ridge at least 0, got {width!r} and {ridge!r}.")
-    settings = {"samples": samples, "width": width, "ridge": ridge, "seed": seed}
     with feature_game(model, x, target, where, features, baseline, batch_size, forward) as game:
-        found = game.solve(lambda part: _fit(part, samples, width, ridge, seed))
+        found = game.solve(lambda part: _fit(part, samples, until, width, ridge, seed))
         warn_of_zeros({"": found.values}, "lime")
         return game.attribution(
             found.values,
             method="lime",
-            settings=settings,
+            settings={**found.settings, "width": width, "ridge": ridge, "seed": seed},
             error=found.error,
             degrees=found.degrees,
             checks=found.checks,
@@ -84,23 +87,34 @@ def lime(
         )
 
 
-def _fit(game: Game, samples: int, width: float, ridge: float, seed: int) -> Solution:
+def _fit(game: Game, samples: int, until: float | None, width: float, ridge: float, seed: int) -> Solution:
     """Fit the linear model of samples that have the same features."""
     generator = torch.Generator().manual_seed(seed)
-    keep = (torch.rand(samples, game.count, generator=generator) < 0.5).double()
-    keep[0] = 1  # the input itself
-    scores = game.scores(keep.float(), "LIME").double()  # (samples, batch)
-    keep = keep.to(scores.device)
+    keep, scores = torch.zeros(0, game.count), torch.zeros(0, game.coalitions.batch)
+    rounds = Rounds("lime", "samples", samples, until, first=max(64, 4 * game.count))
+    for most in rounds:
+        more = (torch.rand(most - len(keep), game.count, generator=generator) < 0.5).float()
+        if not len(keep):
+            more[0] = 1  # the input itself
+        keep, scores = torch.cat([keep, more]), torch.cat([scores.double(), game.scores(more, "LIME").double()])
+        found = _solved(keep.to(scores), scores, width, ridge)
+        rounds.look({"": found.values}, None if found.error is None else {"": found.error}, found.degrees)
+    return dataclasses.replace(found, checks=rounds.checks(found.checks), settings=rounds.settings)
+
+
+def _solved(keep: torch.Tensor, scores: torch.Tensor, width: float, ridge: float) -> Solution:
+    """Fit the scores `(samples, batch)` of the points `(samples, features)`."""
+    samples, count = keep.shape
     weight = torch.exp(-((1 - keep.mean(dim=1).sqrt()) ** 2) / width**2)[:, None]
     center = (weight * keep).sum(dim=0) / weight.sum()
     middle = (weight * scores).sum(dim=0) / weight.sum()
     design, answer = keep - center, scores - middle
     gram = design.T @ (weight * design)
-    inverse = torch.linalg.inv(gram + ridge * torch.eye(game.count).to(gram))
+    inverse = torch.linalg.inv(gram + ridge * torch.eye(count).to(gram))
     values = inverse @ (design.T @ (weight * answer))  # (features, batch)
     residual = answer - design @ values
     fit = 1 - (weight * residual**2).sum(dim=0) / (weight * answer**2).sum(dim=0).clamp_min(1e-300)
     meat = torch.einsum("sf,sb,sg->bfg", design, (weight * residual) ** 2, design)
-    freedom = max(1, samples - game.count - 1)
+    freedom = max(1, samples - count - 1)
     error = torch.stack([(inverse @ one @ inverse).diagonal() for one in meat]).clamp_min(0).sqrt()
     return Solution(values.T, error * (samples / freedom) ** 0.5, freedom, {"fit": fit})

@@ -14,6 +14,7 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.coalitions import Coalitions
 from layerlens.analyzers.common.leaves.leaves import Leaf, by_leaf, place_axes
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
 from layerlens.analyzers.common.token_inputs import used_places
 from layerlens.errors import OptionError, check_count, check_seed, choose
@@ -38,6 +39,7 @@ def rise(
     samples: int = 400,
     cells: int | Mapping[str, int] = 7,
     probability: float = 0.5,
+    until: float | None = None,
     sampling: Sampling = "balanced",
     estimate: Literal["regression", "mean"] = "regression",
     baseline: Baseline = "zero",
@@ -95,28 +97,32 @@ def rise(
         draw(list(masks.values()), samples, probability, sampling, seed)
         scores = torch.zeros(samples, coalitions.batch, dtype=torch.float64)
         coarse = {name: torch.zeros(samples, one.coarse) for name, one in masks.items()}
+        values, errors, degrees, done = {}, {}, 1.0, 0
         sums = {name: torch.zeros(2, coalitions.batch, *one.places, dtype=torch.float64) for name, one in masks.items()}
         made: dict[str, torch.Tensor] = {}
 
         def make(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
-            made.update({name: one(chosen) for name, one in masks.items()})
+            made.update({name: one(done + chosen) for name, one in masks.items()})
             return {name: one.reshape(len(chosen), *_shape(scorer.leaves[name])) for name, one in made.items()}
 
         texts = [name for name, leaf in scorer.leaves.items() if leaf.layer is not None and leaf.value.ndim == 3]
         used = {name: one for name in texts if (one := used_places(scorer, name)) is not None}
-        for chosen, kept_scores in coalitions.every(samples, make, "RISE"):
-            scores[chosen] = kept_scores.double().cpu()
-            for name, mask in made.items():
-                coarse[name][chosen] = masks[name].pooled(mask)
-                if estimate == "mean":
-                    weighted = torch.einsum("mb,m...->mb...", scores[chosen], mask.double()) / probability
-                    sums[name] += torch.stack([weighted.sum(dim=0), weighted.square().sum(dim=0)])
-        if estimate == "mean":
-            found = {name: _mean_and_error(one, samples) for name, one in sums.items()}
-            degrees = max(1.0, samples - 1)
-        else:
-            found, degrees = _fitted(masks, coarse, scores, used)
-        values, errors = {}, {}
+        rounds = Rounds("rise", "samples", samples, until, first=100, step=2)
+        for most in rounds:
+            for chosen, kept_scores in coalitions.every(most - done, make, "RISE"):
+                scores[done + chosen] = kept_scores.double().cpu()
+                for name, mask in made.items():
+                    coarse[name][done + chosen] = masks[name].pooled(mask)
+                    if estimate == "mean":
+                        weighted = torch.einsum("mb,m...->mb...", scores[done + chosen], mask.double()) / probability
+                        sums[name] += torch.stack([weighted.sum(dim=0), weighted.square().sum(dim=0)])
+            done = most
+            if estimate == "mean":
+                found, degrees = {name: _mean_and_error(one, done) for name, one in sums.items()}, max(1.0, done - 1)
+            else:
+                found, degrees = _fitted(masks, {name: one[:done] for name, one in coarse.items()}, scores[:done], used)
+            means, spreads = ({name: pair[part] for name, pair in found.items()} for part in (0, 1))
+            rounds.look(means, spreads, degrees)
         for name, leaf in scorer.leaves.items():
             mean, error = (part.to(coalitions.score).reshape(len(part), *_shape(leaf)) for part in found[name])
             if name in used:
@@ -130,7 +136,7 @@ def rise(
             values,
             method="rise",
             settings={
-                "samples": samples,
+                **rounds.settings,
                 "cells": dict(cells) if isinstance(cells, Mapping) else cells,
                 "probability": probability,
                 "sampling": sampling,
@@ -144,6 +150,7 @@ def rise(
             units=f"score per {per} kept" if estimate == "regression" else "score",
             standard_error=errors,
             degrees=degrees,
+            checks=rounds.checks(),
         )
 
 

@@ -12,6 +12,7 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.features.references import Baselines
 from layerlens.analyzers.common.registry import method
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import warn_of_zeros
 from layerlens.errors import OptionError, check_count, check_seed
 from layerlens.inputs.inputs import Forward, Input
@@ -20,7 +21,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .game import Game, Solution, converged, efficiency_gap, feature_game, mean_and_error
+from .game import Game, Solution, efficiency_gap, feature_game, mean_and_error, until_of
 
 
 @method(
@@ -39,6 +40,7 @@ def shapley_sampling(
     baseline: Baseline = "zero",
     baselines: Baselines = None,
     permutations: int = 26,
+    until: float | None = None,
     tolerance: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -52,9 +54,8 @@ def shapley_sampling(
     values of each order sum to S(x) - S(baseline) exactly.
 
     Args:
-        permutations: most orders; the same for all samples.
-        tolerance: share of the largest value of the sample below which all its standard errors end the run; None for
-            never.
+        permutations: number of orders; the same for all samples.
+        tolerance: deprecated: `until` of standard errors instead of intervals.
 
     Returns:
         ... It has its standard error over pairs of orders; every value of a feature gets the feature's number. Its
@@ -72,39 +73,37 @@ def shapley_sampling(
     """
     check_count("permutations", permutations)
     check_seed(seed)
-    if tolerance is not None and not tolerance > 0:
-        raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
+    until = until_of(until, tolerance)
     with feature_game(model, x, target, where, features, baseline, batch_size, forward, baselines) as game:
-        found = game.solve(lambda part: _sampled(part, permutations, tolerance, seed))
+        found = game.solve(lambda part: _sampled(part, permutations, until, seed))
         warn_of_zeros({"": found.values}, "shapley_sampling")
         return game.attribution(
             found.values,
             method="shapley_sampling",
-            settings={**found.settings, "tolerance": tolerance, "seed": seed},
+            settings={**found.settings, "seed": seed},
             error=found.error,
             degrees=found.degrees,
             checks=found.checks,
         )
 
 
-def _sampled(game: Game, permutations: int, tolerance: float | None, seed: int) -> Solution:
+def _sampled(game: Game, permutations: int, until: float | None, seed: int) -> Solution:
     """Sample the values of samples that have the same features."""
     generator = torch.Generator().manual_seed(seed)
     baseline_score = game.coalitions.baseline_scores()
     pair_means: list[torch.Tensor] = []  # one (batch, features) for each pair of orders
-    used = 0
     values, error = torch.zeros(0), None
-    for _ in track(range((permutations + 1) // 2), "Shapley sampling"):
-        order = torch.randperm(game.count, generator=generator)
-        orders = [order, order.flip(0)][: min(2, permutations - used)]
-        one = torch.stack([_marginals(game, order, baseline_score) for order in orders])
-        pair_means.append(one.mean(dim=0))
-        used += len(orders)
+    rounds = Rounds("shapley_sampling", "permutations", permutations, until, first=20, step=2)
+    for most in rounds:
+        for used in track(range(2 * len(pair_means), most, 2), "Shapley sampling"):
+            order = torch.randperm(game.count, generator=generator)
+            orders = [order, order.flip(0)][: most - used]
+            one = torch.stack([_marginals(game, order, baseline_score) for order in orders])
+            pair_means.append(one.mean(dim=0))
         values, error = mean_and_error(torch.stack(pair_means))
-        if converged(error, values, tolerance):
-            break
-    gap = efficiency_gap(values, game.coalitions.score, baseline_score)
-    return Solution(values, error, len(pair_means) - 1, {"efficiency gap": gap}, {"permutations": used})
+        rounds.look({"": values}, None if error is None else {"": error}, len(pair_means) - 1)
+    checks = {"efficiency gap": efficiency_gap(values, game.coalitions.score, baseline_score)}
+    return Solution(values, error, len(pair_means) - 1, rounds.checks(checks), rounds.settings)
 
 
 def _marginals(game: Game, order: torch.Tensor, baseline_score: torch.Tensor) -> torch.Tensor:
@@ -135,6 +134,7 @@ def kernel_shap(
     baseline: Baseline = "zero",
     baselines: Baselines = None,
     samples: int = 512,
+    until: float | None = None,
     tolerance: float | None = None,
     seed: int = 0,
     batch_size: BatchSize = "auto",
@@ -149,9 +149,8 @@ def kernel_shap(
     complement, which cancels part of the noise (Covert & Lee 2021, sec. 4.2).
 
     Args:
-        samples: most coalitions; the same for all samples of the batch. At least twice the number of features.
-        tolerance: share of the largest value of the sample below which all its standard errors end the run; None for
-            never.
+        samples: number of coalitions; the same for all samples of the batch. At least twice the number of features.
+        tolerance: deprecated: `until` of standard errors instead of intervals.
 
     Returns:
         ... Every value of a feature gets the feature's number. Its check is the relative `"efficiency gap"`. The
@@ -169,22 +168,21 @@ def kernel_shap(
     """
     check_count("samples", samples)
     check_seed(seed)
-    if tolerance is not None and not tolerance > 0:
-        raise OptionError(f"tolerance must be above 0 or None, got {tolerance!r}.")
+    until = until_of(until, tolerance)
     with feature_game(model, x, target, where, features, baseline, batch_size, forward, baselines) as game:
-        found = game.solve(lambda part: _regressed(part, samples, tolerance, seed))
+        found = game.solve(lambda part: _regressed(part, samples, until, seed))
         warn_of_zeros({"": found.values}, "kernel_shap")
         return game.attribution(
             found.values,
             method="kernel_shap",
-            settings={**found.settings, "tolerance": tolerance, "seed": seed},
+            settings={**found.settings, "seed": seed},
             error=found.error,
             degrees=found.degrees,
             checks=found.checks,
         )
 
 
-def _regressed(game: Game, samples: int, tolerance: float | None, seed: int) -> Solution:
+def _regressed(game: Game, samples: int, until: float | None, seed: int) -> Solution:
     """Fit the values of samples that have the same features.
 
     Raises:
@@ -197,12 +195,13 @@ def _regressed(game: Game, samples: int, tolerance: float | None, seed: int) -> 
     )
     exact = count <= 20 and 2**count - 2 <= samples
     error: torch.Tensor | None = None
-    used = 0
+    checks, settings = {}, {"samples": 0}
+    degrees = None
     if count == 1:
         values = (score - baseline_score)[:, None]
     elif exact:
         keep, weight = _all_coalitions(count)
-        used = len(keep)
+        settings = {"samples": len(keep)}
         values = _fit(keep, weight, game.scores(keep.float(), "KernelSHAP").double(), score, baseline_score)
     else:
         if samples < 2 * count:
@@ -210,22 +209,21 @@ def _regressed(game: Game, samples: int, tolerance: float | None, seed: int) -> 
                 f"samples={samples} are too few for {count} features: give {2 * count} or more, or fewer features."
             )
         generator = torch.Generator().manual_seed(seed)
-        keeps, scores = [], []
-        block = max(2 * count, samples // (8 if tolerance is None else 32)) // 2 * 2  # whole pairs
-        while used < samples:
-            keeps.append(_drawn_coalitions(min(block, samples - used), count, generator))
-            scores.append(game.scores(keeps[-1].float(), "KernelSHAP").double())
-            used += len(keeps[-1])
-            keep, all_scores = torch.cat(keeps), torch.cat(scores)
-            if tolerance is None and used < samples:
-                continue
-            values = _fit(keep, torch.ones(len(keep)).double(), all_scores, score, baseline_score)
-            error = _jackknife_error(keep, all_scores, values, baseline_score)
-            if converged(error, values, tolerance):
-                break
-    gap = efficiency_gap(values, game.coalitions.score, baseline_score)
-    settings = {"samples": used, "exact": exact or count == 1}
-    return Solution(values, error, max(1, (used + 1) // 2 - count + 1), {"efficiency gap": gap}, settings)
+        keep, scores = torch.zeros(0, count, dtype=torch.float64), score.new_zeros(0, len(score))
+        rounds = Rounds("kernel_shap", "samples", samples, until, first=max(64, 4 * count), step=2)
+        for most in rounds:
+            more = _drawn_coalitions(most - len(keep), count, generator)
+            keep, scores = (
+                torch.cat([keep, more]),
+                torch.cat([scores, game.scores(more.float(), "KernelSHAP").double()]),
+            )
+            values = _fit(keep, torch.ones(len(keep)).double(), scores, score, baseline_score)
+            error = _jackknife_error(keep, scores, values, baseline_score)
+            degrees = max(1, (most + 1) // 2 - count + 1)
+            rounds.look({"": values}, {"": error}, degrees)
+        checks, settings = rounds.checks(), rounds.settings
+    checks = {"efficiency gap": efficiency_gap(values, game.coalitions.score, baseline_score), **checks}
+    return Solution(values, error, degrees, checks, {**settings, "exact": exact or count == 1})
 
 
 def _all_coalitions(count: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -238,12 +236,12 @@ def _all_coalitions(count: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _drawn_coalitions(number: int, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Coalitions `(number, d)` drawn from the kernel, each followed by its complement."""
+    """Coalitions `(number, d)` drawn from the kernel, each followed by its complement; more begin with the same."""
     sizes = torch.arange(1, count).double()
-    odds = 1 / (sizes * (count - sizes))
-    pairs = (number + 1) // 2
-    size = torch.multinomial(odds, pairs, replacement=True, generator=generator) + 1
-    order = torch.rand(pairs, count, generator=generator).argsort(dim=1).argsort(dim=1)
+    odds = (1 / (sizes * (count - sizes))).cumsum(dim=0)
+    drawn = torch.rand((number + 1) // 2, count + 1, generator=generator, dtype=torch.float64)
+    size = torch.searchsorted(odds, drawn[:, 0] * odds[-1], right=True).clamp(max=count - 2) + 1
+    order = drawn[:, 1:].argsort(dim=1).argsort(dim=1)
     keep = (order < size[:, None]).double()
     return torch.stack([keep, 1 - keep], dim=1).flatten(0, 1)[:number]
 

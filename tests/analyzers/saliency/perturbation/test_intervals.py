@@ -12,6 +12,7 @@ from layerlens.analyzers.saliency.perturbation.rise import SmoothMasks, draw, ri
 from layerlens.analyzers.saliency.perturbation.shapley import _drawn_coalitions, _fit, _jackknife_error
 from layerlens.errors import InputError, OptionError
 from layerlens.faithfulness import known_shapley
+from layerlens.results.intervals import interval_of
 from tests.cases import normal
 from tests.results.examples import attribution
 
@@ -21,7 +22,7 @@ class Cubes(nn.Module):
         return x.pow(3).sum(dim=1, keepdim=True)
 
 
-POINT = normal(1, 6).double()
+POINT, THREE, NOISE = normal(1, 6).double(), normal(3, 6, seed=2).double(), {"stdevs": 0.5}
 TASK = known_shapley(1, 8, 8)
 
 
@@ -39,6 +40,8 @@ DRAWN = {
     "kernel_shap": (TASK.model, TASK.x, TASK.target, {"samples": 100}, TASK.values),
     "rise": (TASK.model, TASK.x, TASK.target, {"samples": 400}, regression_on_all_masks(TASK.x.double())),
     "gradient_shap": (Cubes(), POINT, 0, {"baselines": torch.zeros(1, 6).double(), "samples": 20}, POINT**3),
+    "smooth_grad_squared": (Cubes(), POINT, 0, NOISE, 9 * (POINT**4 + 6 * POINT**2 * 0.25 + 3 * 0.25**2)),
+    "var_grad": (Cubes(), POINT, 0, NOISE | {"samples": 100}, 9 * (4 * POINT**2 * 0.25 + 2 * 0.25**2)),
     "smooth_grad": (Cubes(), POINT, 0, {"stdevs": 0.5, "samples": 40}, 3 * (POINT**2 + 0.25)),  # E 3 (x + e)^2
 }
 
@@ -48,7 +51,8 @@ def test_ninety_percent_intervals_hold_the_known_value_in_about_ninety_percent(m
     model, x, target, options, truth = DRAWN[method]
     held = []
     for seed in range(40):
-        found = layerlens.saliency(model, x, target=target, method=method, seed=seed, progress=False, **options)
+        name = method.split()[0]
+        found = layerlens.saliency(model, x, target=target, method=name, seed=seed, progress=False, **options)
         low, high = found.interval(0.9)
         held.append(((low <= truth) & (truth <= high)).double().mean())
     assert 0.83 < float(torch.stack(held).mean()) < 0.96
@@ -106,6 +110,60 @@ def test_the_error_of_rise_is_the_jackknife_over_pairs_under_its_penalty(count, 
     spread = (parts - parts.mean(dim=0)).square().sum(dim=0) * (len(parts) - 1) / len(parts)
     torch.testing.assert_close(error[0], spread.sqrt())
     assert 1 <= degrees < count // 2
+
+
+class Bent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(9, 4).double()
+        self.embedding.weight.data = normal(9, 4).double()
+
+    def forward(self, ids):
+        return self.embedding(ids).tanh().sum(dim=(1, 2)).square().unsqueeze(1)
+
+
+@pytest.mark.parametrize("method", ["smooth_grad", "smooth_grad_squared"])
+def test_the_error_of_a_token_is_that_of_the_sum_over_its_embedding(method):
+    ids, options = torch.tensor([[1, 2, 3], [4, 5, 6]]), {"target": 0, "method": method}
+    means = [torch.zeros(2, 3).double()]
+    for count in range(1, 9):  # more draws begin with the same ones
+        found = layerlens.saliency(Bent(), ids, samples=count, **options)
+        means.append(found.tensor)
+    draws = torch.stack([(n + 1) * means[n + 1] - n * means[n] for n in range(8)])
+    torch.testing.assert_close(found.standard_error, draws.std(dim=0) / 8**0.5)
+    cubes = (draws - draws.mean(dim=0)).pow(3).mean(dim=0) / draws.var(dim=0, correction=0) ** 1.5
+    torch.testing.assert_close(found.skewness, cubes / 8**0.5)
+
+
+def test_the_error_of_a_token_over_references():
+    ids, shared = torch.tensor([[1, 2, 3]]), {"target": 0, "method": "deep_shap"}
+    references = [normal(3, 4, seed=seed).double() for seed in range(3)]
+    each = torch.stack([layerlens.saliency(Bent(), ids, baselines=[one], **shared).tensor for one in references])
+    found = layerlens.saliency(Bent(), ids, baselines=references, **shared)
+    torch.testing.assert_close(found.tensor, each.mean(dim=0))
+    torch.testing.assert_close(found.standard_error, each.std(dim=0) / 3**0.5)
+    assert found.degrees == 2
+
+
+def test_the_error_of_points_on_given_paths_is_how_the_mean_scatters():
+    baselines = normal(3, 6, seed=2).double()
+    options = {"target": 0, "method": "gradient_shap", "baselines": baselines, "samples": 24}
+    found = [layerlens.saliency(Cubes(), POINT, seed=seed, **options) for seed in range(200)]
+    values, errors = (torch.stack([getattr(one, name) for one in found]) for name in ("tensor", "standard_error"))
+    assert (
+        (values.mean(dim=0) - POINT**3 + baselines.pow(3).mean(dim=0)).abs() < 4 * values.std(dim=0) / 200**0.5
+    ).all()
+    ratio = errors.square().mean(dim=0).sqrt() / values.std(dim=0)
+    assert (ratio - 1).abs().max() < 0.2 and (ratio.mean() - 1).abs() < 0.1
+
+
+def test_ends_of_an_uneven_interval_solve_the_equation_of_hall():
+    skewness = torch.tensor([-0.9, -0.2, 0.0, 0.3, 1.0]).double()
+    low, high = interval_of(torch.ones(5).double(), 2 * torch.ones(5).double(), 7, skewness, 0.9)
+    for end, times in ((low, 1.894579), (high, -1.894579)):  # the table of Student's t
+        t = (1 - end) / 2  # (mean - true) / error
+        g = t + skewness * t**2 / 3 + skewness**2 * t**3 / 27 + skewness / 6
+        torch.testing.assert_close(g, torch.full((5,), times).double(), rtol=1e-5, atol=0)
 
 
 def test_intervals_of_one_and_of_several_inputs_and_without_an_error():

@@ -97,9 +97,10 @@ def test_pairs_of_orders_are_exact_on_pairs_of_features():
     torch.testing.assert_close(found, expected)
 
 
-def test_a_tolerance_stops_early(game):
+def test_the_old_tolerance_is_until_of_intervals(game):
     model, x, _ = game
-    long = layerlens.saliency(model, x, target=1, method="shapley_sampling", permutations=2000, tolerance=0.05)
+    with pytest.warns(DeprecationWarning, match=r"until=0\.0822|until=0\.0823"):
+        long = layerlens.saliency(model, x, target=1, method="shapley_sampling", permutations=2000, tolerance=0.05)
     assert long.settings["permutations"] < 2000
     assert (long.standard_error <= 0.05 * long.tensor.abs().amax(dim=1, keepdim=True)).all()
 
@@ -224,7 +225,8 @@ def test_a_batch_gives_what_its_samples_give_alone_and_a_seed_gives_it_again(met
 @pytest.mark.parametrize("method", METHODS)
 def test_no_gradient_is_needed(method):
     model, x = Net(rough=True), normal(2, 5).double()
-    found = layerlens.saliency(model, x, target=1, method=method)
+    more = {"draws": 128} if method == "sobol" else {}  # its steps are far apart
+    found = layerlens.saliency(model, x, target=1, method=method, **more)
     assert found.tensor.isfinite().all() and found.tensor.any()
 
 
