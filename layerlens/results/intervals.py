@@ -26,7 +26,7 @@ def interval_of(
         values: means over draws.
         error: their standard errors.
         degrees: degrees of freedom of the errors; None for a normal distribution.
-        skewness: skewness a of each mean: that of the draws over the root of their number; None for 0.
+        skewness: skewness a of each mean: the skewness of the draws over the root of their number; None for 0.
         share: share of such intervals that should hold the value.
 
     Example:

@@ -80,7 +80,7 @@ class Draws:
     """The draws of some samples, by leaf, and a statistic of them.
 
     Args:
-        statistic: of what is drawn its mean, or that of its magnitude or square; or its variance.
+        statistic: mean of the draws, of their magnitudes or of their squares; or their variance.
         summed: leaves of which a value is the sum over the last axis of the statistic, which errors are then of.
     """
 

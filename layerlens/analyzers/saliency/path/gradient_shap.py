@@ -55,8 +55,8 @@ def gradient_shap(
         until: ... Points are spread evenly, so each round makes its own; `settings` says how many all rounds took.
 
     Returns:
-        ... It has the standard error of its values: that of the points on the paths from the references that were
-        given, also of the references where these are drawn, or more than half as many as points (too wide then). Its
+        ... It has the standard error of its values: over the points on the paths from the references that were given,
+        and over the references too where these are drawn, or more than half as many as points (too wide then). Its
         check is the relative `"completeness gap"`.
 
     Example:
