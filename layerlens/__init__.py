@@ -72,7 +72,7 @@ _NAMES = {
         FaithfulnessCurve FeatureVisualization Finding Generation GroupComparison GroupEffects Guide Influence
         LatentTraversal LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger
         ReceptiveField RecurrentStates Relevance Routes SamplingAttribution Steering TopInputs load TrainingHistory
-        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions
+        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions mean_rank
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

@@ -88,6 +88,7 @@ from .results.maps.attention_weights import AttentionWeights as AttentionWeights
 from .results.maps.attribution import Attribution as Attribution, Relevance as Relevance
 from .results.maps.feature_visualization import FeatureVisualization as FeatureVisualization
 from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
+from .results.maps.mean_rank import mean_rank as mean_rank
 from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
 from .results.maps.sampling_attribution import SamplingAttribution as SamplingAttribution

@@ -40,7 +40,7 @@ GROUPS = {
     "saliency": (
         "Saliency",
         "How much each input value contributed to a score: one door to all methods.",
-        "saliency saliency_by_target interactions",
+        "saliency saliency_by_target interactions mean_rank",
     ),
     "relevance": (
         "Relevance",

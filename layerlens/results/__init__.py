@@ -7,6 +7,7 @@ from .maps.attention_weights import AttentionWeights
 from .maps.attribution import Attribution, Relevance
 from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
+from .maps.mean_rank import mean_rank
 from .maps.receptive_field import ReceptiveField
 from .maps.recurrent_states import RecurrentStates
 from .maps.sampling_attribution import SamplingAttribution
@@ -85,4 +86,5 @@ __all__ = [
     "UnitStatistics",
     "importance",
     "load",
+    "mean_rank",
 ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import Lens, saliency
+from layerlens import Lens, mean_rank, saliency
 from layerlens.errors import OptionError
 from tests.cases import normal
 
@@ -57,7 +57,7 @@ def passes(model, x, **options):
 
 EXPECTED = {
     "table": {3: "integrated_gradients", 20: "integrated_gradients", 50: "shapley_sampling", 70: "kernel_shap"},
-    "picture": dict.fromkeys((3, 50, 500), "relevance, epsilon_plus"),
+    "picture": dict.fromkeys((3, 50, 202), "relevance, epsilon_plus"),
     "text": {3: "centered_relevance", 11: "centered_relevance", 12: "leave_one_out", 50: "leave_one_out"},
     "series": dict.fromkeys((3, 50, 500), "integrated_gradients"),
     "no gradient": {14: "shapley_sampling", 66: "kernel_shap"},
@@ -112,3 +112,13 @@ def test_what_a_budget_cannot_pay_is_refused():
     with pytest.raises(OptionError, match=r"budget=10 is too small.*Give budget=14"):
         saliency(model, x, target=0, budget=10)
     assert saliency(model, x, target=0, budget=14).method == "shapley_sampling"
+
+
+def test_a_large_budget_for_a_picture_ranks_by_relevance_and_masks():
+    model, x = case("picture")
+    found, _ = passes(model, x, budget=203)
+    maps = [saliency(model, x, target=0, method="relevance"), saliency(model, x, target=0, method="rise", samples=200)]
+    assert found.method == "mean rank of relevance, epsilon_plus and rise"
+    assert torch.equal(found.tensor, mean_rank(*maps).tensor)
+    assert found.cost == "about 3 gradients and 200 forward passes (samples), 1 gradient to choose it"
+    assert found.tensor.shape == (1, 8, 8) and "at most 203 passes" in found.settings["chosen"]
