@@ -96,7 +96,7 @@ def _ranks(values: torch.Tensor, used: torch.Tensor | None) -> torch.Tensor:
     """The ranks of the values of a sample, from 0 to 1, equal ones the same; 0 where a place is not used."""
     kept = torch.ones(values.shape, dtype=torch.bool) if used is None else used.bool().cpu().expand(values.shape)
     own = values[kept]
-    _, which, counts = own.unique(return_inverse=True, return_counts=True)
+    _, which, counts = torch.unique(own, return_inverse=True, return_counts=True)
     middle = counts.cumsum(dim=0).double() - (counts.double() + 1) / 2
     ranks = torch.zeros(values.shape, dtype=torch.float64)
     ranks[kept] = middle[which] / max(1, len(own) - 1)
