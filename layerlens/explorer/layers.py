@@ -235,15 +235,12 @@ def _values(one: LayerValues, known: list[int], kept: list[int], numbers: Number
 
 
 def _order(samples: Sequence[LayerValues]) -> tuple[list[int], list[int]]:
-    """Units by their largest share of relevance in any sample and target, and by their activation in any sample."""
+    """Units by relevance, the best of each sample and target in turn, and by their activation in any sample."""
     active = np.max([one.activation for one in samples], axis=0)
-    shares = [
-        np.abs(one.relevance).T / max(np.abs(one.relevance).sum(), 1e-30)
-        for one in samples
-        if one.relevance is not None
-    ]
-    share = np.max([part.max(axis=1) for part in shares], axis=0) if shares else np.zeros_like(active)
-    return [np.argsort(-one, kind="stable").tolist() for one in (share, active)]  # type: ignore[return-value]
+    rows = [row for one in samples if one.relevance is not None for row in one.relevance]
+    ranks = np.argsort(-np.abs(np.stack(rows)), axis=1, kind="stable").T if rows else np.arange(len(active))
+    units, first = np.unique(ranks.reshape(-1), return_index=True)
+    return units[np.argsort(first)].tolist(), np.argsort(-active, kind="stable").tolist()
 
 
 def _best(first: list[int], second: list[int], count: int) -> list[int]:

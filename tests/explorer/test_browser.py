@@ -206,6 +206,40 @@ def test_tokens_heads_and_the_ledger_say_their_numbers(opened):
         assert last_number(reading(page)) == pytest.approx(sample["ledger"]["sums"][0][place + 1], rel=1e-5, abs=1e-12)
 
 
+@pytest.mark.parametrize("width", [1280, 390])
+def test_what_a_click_shows_is_in_sight(opened, width):
+    page, _ = opened("words", viewport={"width": width, "height": 844})
+
+    def in_sight(selector):
+        box = page.locator(selector).first.bounding_box()
+        assert 0 <= box["y"] < 844 - 150, (selector, box)
+
+    page.locator('[data-path="blocks.0.mlp"] > .row').click()
+    in_sight("#layer-name")
+    for place in (7, 0):
+        page.locator("#panel [data-unit]").nth(place).click()
+        in_sight("#unit-name")
+        in_sight("#panel [data-unit][aria-pressed=true]")
+    tab(page, "Tokens")
+    page.locator(".words button").nth(1).click()
+    in_sight("#token-name")
+    tab(page, "Heads")
+    page.locator(".cells button").first.click()
+    in_sight("#head-name")
+    page.locator("#panel .bars button").nth(2).click()
+    in_sight("#head-name")
+
+
+def test_lines_of_one_map_have_one_scale(opened):
+    page, explorer = opened("series")
+    (part,) = explorer.content["samples"][0]["parts"]
+    values = read(explorer, part["maps"], 0, 0)
+    paths = page.locator("#panel path.value").evaluate_all("all => all.map(one => one.getAttribute('d'))")
+    drawn = [float(re.match(r"M0 (\S+?)L", path)[1]) for path in paths]
+    low, high = min(0, values.min()), max(0, values.max())
+    np.testing.assert_allclose(drawn, 96 - 92 * (values[:, 0] - low) / (high - low), atol=0.01)
+
+
 def test_two_are_compared_side_by_side(opened):
     page, explorer = opened("series")
     page.click("#compare")

@@ -216,6 +216,8 @@ def test_a_small_file_keeps_the_best_units():
     assert len(explorer.to_html()) < 350_000
     for place, one in enumerate(explorer.content["layers"]):
         assert set(one["kept"]) <= set(known(one))
+        first = explorer.content["samples"][0]["layers"][place]["relevance"]
+        assert int(np.abs(read(explorer, first, 0)).argmax()) == list(known(one)).index(one["kept"][0])
         for sample in explorer.content["samples"]:
             values = sample["layers"][place]
             if values["map"]:

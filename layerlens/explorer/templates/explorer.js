@@ -130,6 +130,7 @@ const state = {
   first: { sample: 0, target: 0, method: 0 }, second: null, tab: "Input", layer: content.layers.length - 1, unit: -1,
   token: -1, head: -1, number: 0, order: 0, sort: 0, by: 0, kind: "relevance", share: 0, query: -1, every: false, closed: new Set(),
 };
+let shownTab = "";
 const MOST_UNITS = 48;
 const PRESENT = /** @type {Record<string, string>} */ ({ "\n": "↵", "\t": "⇥", " ": "␣" });
 
@@ -264,11 +265,11 @@ function mapOf(values, sizes, block, axes, how) {
 /**
  * Values along one axis, as a line.
  * @param {Float32Array} values @param {number} size @param {number} block @param {string} axis
- * @param {{label: string, kind?: Kind, small?: boolean, rows?: string[] | null}} how
+ * @param {{label: string, kind?: Kind, small?: boolean, rows?: string[] | null, range?: Float32Array}} how Lines of one range have one scale.
  */
 function seriesOf(values, size, block, axis, how) {
-  const low = Math.min(0, ...values);
-  const high = Math.max(0, ...values);
+  const low = Math.min(0, ...(how.range ?? values));
+  const high = Math.max(0, ...(how.range ?? values));
   const [count, span] = [values.length, high - low || 1];
   const space = "http://www.w3.org/2000/svg";
   const drawing = document.createElementNS(space, "svg");
@@ -394,11 +395,14 @@ function inputPart(side, one, method) {
     for (let row = 0; row < Math.min(rows, 12); row++) {
       const own = one.rows?.[row] ?? `${one.axes[0]} ${row}`;
       if (one.values) found.push(make("p", { class: "note" }, own), seriesOf(part(one.values, row), one.sizes[1], 1, one.axes[1], { label: `Input, ${own}`, kind: "active" }));
-      found.push(seriesOf(part(one.maps, side.method, side.target, row), one.sizes[1], one.block, one.axes[1], { label: `${title}, ${own}` }));
+      found.push(seriesOf(part(one.maps, side.method, side.target, row), one.sizes[1], one.block, one.axes[1], { label: `${title}, ${own}`, range: values }));
     }
     if (rows > 12) found.push(make("p", { class: "note" }, `The first 12 of ${rows}; all of them as rows of a map:`), mapOf(values, [rows * one.block, one.sizes[1]], one.block, one.axes, { label: title }));
   }
-  found.push(scaleOf(values, method.units), make("p", { class: "note" }, method.signed ? "Red speaks for the target, blue against it." : "The stronger the color, the larger.", one.block > 1 ? ` A cell is the sum over ${one.block} places along each axis.` : ""));
+  const lines = one.form === "series" && one.sizes[0] <= 12;
+  const colors = method.signed ? "Red speaks for the target, blue against it." : "The stronger the color, the larger.";
+  const above = method.signed ? "Above the gray line speaks for the target, below against it." : "The higher, the larger.";
+  found.push(lines ? make("p", { class: "note" }, `All lines of ${method.name} have one scale; the largest value is ${short(largest(values))} ${method.units}.`) : scaleOf(values, method.units), make("p", { class: "note" }, lines ? above : colors, one.block > 1 ? ` A cell is the sum over ${one.block} places along each axis.` : ""));
   return found;
 }
 
@@ -452,7 +456,7 @@ function layersView() {
     if (!values.relevance) shown.push(make("p", { class: "note" }, "No relevance of this layer is shown; the tab About says why."));
     return [...shown, tableOf(["number", "value"], rows, "Numbers of this layer")];
   }));
-  found.push(make("h3", {}, "Units"), make("div", { class: "tools" },
+  found.push(make("h3", { id: "units-head" }, "Units"), make("div", { class: "tools" },
     choice("Sort by", ["relevance", "activation", "index"], state.sort, (chosen) => { state.sort = chosen; refresh(); }, "sort"),
     state.second && state.sort < 2 ? choice("of", ["A", "B", "A − B"], state.by, (chosen) => { state.by = chosen; refresh(); }, "by") : null,
     choice("Show", ["relevance", "activation"], state.kind === "active" ? 1 : 0, (chosen) => { state.kind = chosen ? "active" : "relevance"; refresh(); }, "kind")));
@@ -468,7 +472,7 @@ function unitsList(layer) {
   const rows = unitsOf(layer);
   const shown = rows.slice(0, state.every ? rows.length : MOST_UNITS);
   const two = state.second !== null;
-  const list = make("ul", { class: "units", "aria-label": `Units of ${layerName(layer)}` }, ...shown.map((row) => {
+  const list = make("ul", { class: state.unit < 0 ? "units" : "units picked", "aria-label": `Units of ${layerName(layer)}` }, ...shown.map((row) => {
     const text = `unit ${row.unit}: relevance ${exactly(row.relevance)}, activation ${exactly(row.activation)}`;
     const columns = sides().map((side, place) => {
       const values = valuesOf(side, layer);
@@ -478,7 +482,7 @@ function unitsList(layer) {
         two ? make("span", { class: "note" }, "AB"[place]) : null, make("span", {}, `R ${short(row.relevance[place])}`), make("span", {}, `a ${short(row.activation[place])}`));
     });
     const apart = two && state.sort < 2 ? make("span", {}, `${state.sort ? "a" : "R"} A − B ${short(difference(state.sort ? row.activation : row.relevance))}`) : null;
-    const button = make("button", { type: "button", class: two ? "unit both" : "unit", "data-unit": row.unit, "aria-pressed": String(row.unit === state.unit), "aria-label": text, click: () => { state.unit = row.unit; refresh(`[data-unit="${row.unit}"]`); } },
+    const button = make("button", { type: "button", class: two ? "unit both" : "unit", "data-unit": row.unit, "aria-pressed": String(row.unit === state.unit), "aria-label": text, click: () => { state.unit = row.unit; refresh(`[data-unit="${row.unit}"]`, "#units-head"); } },
       make("span", { class: "name" }, `unit ${row.unit}`), make("span", { class: "columns" }, ...columns), apart);
     return make("li", {}, saying(button, text));
   }));
@@ -540,7 +544,7 @@ function pickToken(token) {
   state.token = token;
   state.query = -1;
   if (state.tab === "Input" || state.tab === "Layers") state.tab = "Tokens";
-  refresh(`#panel [aria-pressed="true"]`);
+  refresh(`#panel [aria-pressed="true"]`, "#token-name");
 }
 
 /** @returns {Node[]} */
@@ -561,7 +565,7 @@ function tokensView() {
       return [{ text: layer.name, value, label, pick: () => { state.layer = number; state.unit = -1; state.tab = "Layers"; refresh("#panel"); } }];
     });
     const heads = content.samples[side.sample].heads;
-    const shown = [make("h3", {}, `Token ${token} '${visible(tokens[token])}', layer by layer`), rows.length ? barsOf(rows) : make("p", {}, "No layer that is shown has its relevance by token.")];
+    const shown = [make("h3", { id: side === state.first ? "token-name" : null }, `Token ${token} '${visible(tokens[token])}', layer by layer`), rows.length ? barsOf(rows) : make("p", {}, "No layer that is shown has its relevance by token.")];
     if (content.heads && heads?.tokens) {
       const cut = content.heads.withTokens;
       const view = heads.tokens;
@@ -587,7 +591,7 @@ function gridOf(value, label) {
       const number = parts.findIndex((one) => one.layer === layer && one.head === place);
       if (number < 0) return make("td", {});
       const text = `${label}, ${parts[number].name}: ${exact(values[number])}`;
-      const button = make("button", { type: "button", "data-head": number, "aria-label": text, "aria-pressed": String(number === state.head), click: () => { state.head = number; state.tab = "Heads"; refresh(`[data-head="${number}"]`); } });
+      const button = make("button", { type: "button", "data-head": number, "aria-label": text, "aria-pressed": String(number === state.head), click: () => { state.head = number; state.tab = "Heads"; refresh(`[data-head="${number}"]`, "#head-name"); } });
       tint(button, values[number] / most, "relevance");
       return make("td", {}, saying(button, text));
     }))))));
@@ -605,7 +609,7 @@ function headsView() {
     if (!heads) return [make("p", {}, "The heads of this input are not known.")];
     const values = part(state.share ? heads.total : heads.direct, side.target);
     const rest = heads.rest[side.target];
-    const rows = parts.map((one, number) => ({ text: one.name, value: values[number], label: `${names[state.share]} of ${one.name}`, pick: () => { state.head = number; refresh(); } }));
+    const rows = parts.map((one, number) => ({ text: one.name, value: values[number], label: `${names[state.share]} of ${one.name}`, pick: () => { state.head = number; refresh("#panel", "#head-name"); } }));
     rows.sort((left, right) => Math.abs(right.value) - Math.abs(left.value));
     const shown = [gridOf((number) => values[number], names[state.share]), make("h3", {}, "Largest"), barsOf(rows, 12)];
     if (!state.share) shown.push(tableOf(["", "score"], Object.entries({ "past all parts, from the inputs": rest.inputs, "constants": rest.constants, "absorbed by rules": rest.absorbed, "score": rest.score }).map(([name, value]) => [name, exact(value)]), "The rest of the score"));
@@ -618,7 +622,7 @@ function headsView() {
 /** @param {number} head @returns {Node[]} */
 function headView(head) {
   const one = content.heads?.parts[head];
-  if (!one || one.head === null) return one ? [make("p", {}, `${one.name} is a whole layer, without heads.`)] : [];
+  if (!one || one.head === null) return one ? [make("p", { id: "head-name" }, `${one.name} is a whole layer, without heads.`)] : [];
   return [make("h3", { id: "head-name" }, one.name), next((side) => {
     const heads = content.samples[side.sample].heads;
     if (!heads) return [];
@@ -758,6 +762,7 @@ function chooseLayer(row) {
   state.tab = "Layers";
   refresh();
   focusTree(row.path);
+  if (matchMedia("(max-width: 46rem)").matches) byId("tabs").scrollIntoView();
 }
 
 /** @param {string} path */
@@ -836,16 +841,21 @@ function drawControls() {
   byId("controls").replaceChildren(group(state.first, state.second ? "A" : "Shown", "a"), ...(state.second ? [group(state.second, "B", "b")] : []), compare);
 }
 
-/** Draw everything again; the focus stays where it was, or goes to what is named. @param {string} [focus] */
-function refresh(focus) {
+/** Draw everything again; the focus stays where it was, or goes to what is named, and what is new is scrolled into sight. @param {string} [focus] @param {string} [sight] */
+function refresh(focus, sight) {
   const before = document.activeElement?.id;
+  const boxes = () => [...byId("panel").querySelectorAll(".words, .units")];
+  const tops = shownTab === state.tab ? boxes().map((box) => box.scrollTop) : [];
+  shownTab = state.tab;
   drawControls();
   drawTabs();
   drawTree();
   byId("panel").replaceChildren(...(views.get(state.tab) ?? inputView)());
   const wanted = focus ?? (before ? `#${before}` : "");
   const element = wanted ? document.querySelector(wanted) : null;
+  boxes().forEach((box, place) => (box.scrollTop = tops[place] ?? 0));
   if (element instanceof HTMLElement) element.focus({ preventScroll: true });
+  if (sight) document.querySelector(sight)?.scrollIntoView();
   follow();
 }
 
