@@ -102,7 +102,9 @@ def at_home(method):
 
 def few(function):
     given = FEW | {"samples": 200} if function is kernel_shap else FEW  # a fit needs two for each feature
-    return {name: value for name, value in given.items() if name in inspect.signature(function).parameters}
+    parameters = inspect.signature(function).parameters
+    unused = {"tolerance"} if "until" in parameters else set()  # there it is an old name
+    return {name: value for name, value in given.items() if name in parameters.keys() - unused}
 
 
 def attribute(method, kind, **options):

@@ -37,7 +37,8 @@ FEW = {"steps": 4, "max_steps": 4, "samples": 8, "draws": 2, "tolerance": 1e9}
 def few(method, **more):
     """Options that make a method quick, those that it has."""
     parameters = inspect.signature(method.function).parameters
-    return {name: value for name, value in (FEW | more).items() if name in parameters}
+    unused = {"tolerance"} if "until" in parameters else set()  # there it is an old name
+    return {name: value for name, value in (FEW | more).items() if name in parameters.keys() - unused}
 
 
 def ask(method, x, model=None, **options):
