@@ -17,7 +17,15 @@ from .answer_forward import Quick
 from .answer_model import Prompt, maps
 
 HELD_OUT, RANDOM, LENGTH = 32, 64, 14
-MAPS = ("relevance, cp", "relevance, attn", "gradient x input", "attention", "integrated gradients")
+MAPS = (
+    "relevance, cp",
+    "relevance, attn",
+    "centered relevance, attn",
+    "centered relevance, cp",
+    "gradient x input",
+    "attention",
+    "integrated gradients",
+)
 
 Masks = np.ndarray
 """Which sentences an ablation keeps, `(ablation, sentence)`."""

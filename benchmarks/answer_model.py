@@ -129,6 +129,8 @@ def maps(prompt: Prompt, answer: list[int], names: Sequence[str]) -> dict[str, n
     every: dict[str, Callable[[], torch.Tensor]] = {
         "relevance, cp": lambda: propagated("cp"),
         "relevance, attn": lambda: propagated("attn"),
+        "centered relevance, attn": lambda: gradient("centered_relevance"),
+        "centered relevance, cp": lambda: gradient("centered_relevance", rules="cp"),
         "gradient x input": lambda: gradient("input_x_gradient"),
         "integrated gradients": lambda: gradient("integrated_gradients", steps=4, max_steps=4, tolerance=math.inf),
         "attention": watched,
