@@ -12,6 +12,15 @@ from .answer_truth import TOP, Case
 DRAWS = 10000
 BASIS = "relevance + ablations, 12"
 GOAL = "ContextCite, 64"
+SWEPT = (
+    "centered relevance, attn",
+    "centered relevance, cp",
+    "relevance, attn",
+    "relevance, cp",
+    "gradient x input",
+    "leave one out",
+)
+"""What `method="auto"` of `lens.saliency` takes for a text of more than 200 tokens, what costs the same, and more."""
 
 
 def interval(values: np.ndarray) -> str:
@@ -52,6 +61,17 @@ def by_kind(cases: Sequence[Case], scores: dict[str, np.ndarray]) -> str:
         rows.append([kind, str(own.sum()), *(f"{scores[name][own].mean():.2f}" for name in shown)])
         rows[-1].append(interval(scores[BASIS][own] - scores[GOAL][own]))
     return lines(("kind", "contexts", *shown, "first minus second"), rows)
+
+
+def one_sweep(scores: dict[str, np.ndarray], passes: dict[str, str]) -> str:
+    """Maps of one sweep and leaving out, on the contexts that have all of them."""
+    shown = {name: scores[name] for name in SWEPT if name in scores}
+    known = np.isfinite(np.array(list(shown.values()))).all(axis=0)
+    rows = []
+    for name, values in shown.items():
+        less = "-" if name == SWEPT[0] else interval((values - shown[SWEPT[0]])[known])
+        rows.append([name, passes[name], interval(values[known]), less])
+    return lines((f"method ({known.sum()} contexts)", "passes", "score", f"minus {SWEPT[0]}"), rows)
 
 
 def drops(cases: Sequence[Case], found: Sequence[dict[str, np.ndarray]]) -> str:
@@ -151,6 +171,7 @@ def report(cases: Sequence[Case]) -> str:
         table=table(cases, scores, passes),
         verdict=verdict(scores[BASIS] - scores[GOAL]),
         kinds=by_kind(cases, scores),
+        swept=one_sweep(scores, passes),
         drops=drops(cases, found),
         coverage=coverage(cases),
     )
@@ -183,6 +204,13 @@ on standardized masks, score per token). Ablations are run with matrices in bflo
 ## By kind of context
 
 {kinds}
+
+## One sweep
+
+The first is what `lens.saliency` takes by default for texts of more than 200 tokens. On the contexts that have all of
+these maps:
+
+{swept}
 
 ## Without the strongest sentences
 

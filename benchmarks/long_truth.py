@@ -41,7 +41,7 @@ def rows(text: Text, masks: Masks, fill: str, pool: Sequence[int], space: int) -
     Args:
         text: the text.
         masks: which parts are kept.
-        fill: what stands instead of the others: nothing (`"deleted"`), as many spaces (`"space"`), or a run as long of
+        fill: what replaces the others: nothing (`"deleted"`), as many spaces (`"space"`), or a run as long of
             another text (`"other text"`).
         pool: tokens of that other text.
         space: token of a space.
@@ -73,7 +73,7 @@ class Measured:
         kind: `"planted"` or `"prose"`.
         source: where the prose is from.
         size: about how many tokens it has.
-        seed: of the text.
+        seed: seed of the text.
         lengths: tokens of each part, `(part,)`.
         facts: which parts say the answer, `(query, part)`.
         base: scores of the whole text, `(query, 3)`.

@@ -1,10 +1,12 @@
 """The benchmark of long texts: its shared passes and sweeps against plain ones, its parts, and what it stores."""
 
+import pathlib
+
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import long_maps, long_methods, long_prose, long_report, long_truth
+from benchmarks import answer_report, answers, long_maps, long_methods, long_prose, long_report, long_truth
 from benchmarks.long_prose import Query, Text
 from benchmarks.long_truth import Measured
 from layerlens import relevance, saliency
@@ -132,3 +134,43 @@ def test_what_is_stored_comes_back_and_makes_the_page(linear, tmp_path):
     page = long_report.page(back)
     assert page == long_report.page({"a": linear, "b": linear})
     assert "| centered relevance, attn | 3 | 2 | 1.00 [1.00, 1.00] | 1.00 | 1.00 | 1.00 |" in page
+
+
+ROOT = pathlib.Path(__file__).parents[2]
+NAMES = {
+    "`centered_relevance` (AttnLRP rules)": "centered relevance, attn",
+    "`centered_relevance` (CP-LRP rules)": "centered relevance, cp",
+    "`relevance` (AttnLRP)": "relevance, attn",
+    "`relevance` (CP-LRP)": "relevance, cp",
+    "`input_x_gradient`": "gradient x input",
+    "leaving out each sentence": "leave one out",
+}
+
+
+def test_the_table_of_longer_texts_on_the_page_is_that_of_the_benchmark():
+    told = rows((ROOT / "docs" / "language-models.md").read_text(), "## Longer texts")
+    measured = rows((ROOT / "benchmarks" / "answers.md").read_text(), "## One sweep")
+    assert list(told) == list(NAMES)
+    assert [told[name] for name in told] == [measured[NAMES[name]] for name in told]
+    intervals = [cells[2].split("[")[1].rstrip("]").split(", ") for cells in measured.values() if "[" in cells[2]]
+    low, high = np.array(intervals, dtype=float).T
+    assert (low[:3] < 0).all() and (high[:3] > 0).all()  # tied
+    assert high[3] < 0 < low[4]
+
+
+@pytest.mark.slow
+def test_the_table_of_longer_texts_is_made_from_the_stored_numbers():
+    cases = [case for case in answers.unpack(answers.PACKED) if "centered relevance, cp" in case.maps]
+    assert len(cases) == 30
+    measured = rows((ROOT / "benchmarks" / "answers.md").read_text(), "## One sweep")
+    for name in answer_report.SWEPT[:-1]:
+        found = np.mean([case.agreement(case.maps[name]) for case in cases])
+        assert abs(found - float(measured[name][1].split()[0])) < 0.0051, name
+
+
+def rows(text, title):
+    """The rows of the first table after a title: cells by the name of the method."""
+    table = text[text.index(title) :]
+    table = table[table.index("| --- |") :].split("\n\n")[0]
+    cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[1:])
+    return {first: rest for first, *rest in cells}
