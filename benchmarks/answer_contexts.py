@@ -10,6 +10,7 @@ import inspect
 import random
 import re
 from collections.abc import Callable, Iterator
+from typing import Any
 
 PEOPLE = ("Mira", "Tobin", "Elsa", "Karim", "Yuna", "Pavel", "Dora", "Hugo", "Lena", "Omar", "Nils", "Freya", "Ivo")
 TOWNS = ("Velmar", "Ostrin", "Kalder", "Brintal", "Sorvik", "Tarnow Hill", "Luzern Bay", "Pellworth", "Dunmar", "Askel")
@@ -212,7 +213,7 @@ def described() -> Iterator[tuple[str, str, str]]:
         yield "documentation", text, " ".join(summary.split())
     for name in PACKAGES.split():
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            data = importlib.metadata.metadata(name)
+            data: Any = importlib.metadata.metadata(name)
             yield "readme", str(data.get("Description") or data.get_payload()), data["Summary"]
 
 

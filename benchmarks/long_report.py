@@ -20,9 +20,9 @@ def judged(text: Measured, values: np.ndarray, score: str, curves: bool) -> np.n
     """The numbers of a method on a text, the mean over its queries, in the order of `COLUMNS`.
 
     The rank correlation of the summed values of the parts kept with the score, over the held-out ablations of each
-    fill; the rank correlation of the values with the losses without each part; whether the strongest part is the right one;
-    whether it says the planted fact (NaN where none was planted); what part of the score is lost without the strongest
-    quarter, and with it alone.
+    fill; the rank correlation of the values with the losses without each part; whether the strongest part is the right
+    one; whether it says the planted fact (NaN where none was planted); what part of the score is lost without the
+    strongest quarter, and with it alone.
     """
     found = []
     for query, own in enumerate(values):

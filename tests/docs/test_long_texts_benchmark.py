@@ -1,15 +1,18 @@
 """The benchmark of long texts: its shared passes and sweeps against plain ones, its parts, and what it stores."""
 
+import importlib
 import pathlib
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks import answer_report, answers, long_maps, long_methods, long_prose, long_report, long_truth
-from benchmarks.long_prose import Query, Text
-from benchmarks.long_truth import Measured
 from layerlens import relevance, saliency
+
+BENCHMARKS = ("answer_report", "answers", "long_maps", "long_methods", "long_prose", "long_report", "long_truth")
+answer_report, answers, long_maps, long_methods, long_prose, long_report, long_truth = (
+    importlib.import_module(f"benchmarks.{name}") for name in BENCHMARKS
+)
 
 
 class Words:
@@ -24,22 +27,22 @@ class Words:
 @pytest.fixture
 def model():
     transformers = pytest.importorskip("transformers")
-    from benchmarks.long_models import Causal
+    long_models = importlib.import_module("benchmarks.long_models")
 
     torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     config = transformers.LlamaConfig(
         vocab_size=40, num_key_value_heads=1, initializer_range=0.4, **sizes, attn_implementation="sdpa"
     )
-    made = Causal(transformers.LlamaForCausalLM(config).double().eval(), Words())
+    made = long_models.Causal(transformers.LlamaForCausalLM(config).double().eval(), Words())
     made.begin = ()
     return made
 
 
 @pytest.fixture
 def text():
-    queries = (Query((7, 8), 3, 4, (1,)), Query((9,), 5, 6, (2,)))
-    return Text("planted", "nowhere", 9, (), tuple(range(10, 19)), (0, 0, 0, 1, 1, 2, 2, 2, 3), queries)
+    queries = (long_prose.Query((7, 8), 3, 4, (1,)), long_prose.Query((9,), 5, 6, (2,)))
+    return long_prose.Text("planted", "nowhere", 9, (), tuple(range(10, 19)), (0, 0, 0, 1, 1, 2, 2, 2, 3), queries)
 
 
 def test_texts_that_share_beginnings_get_the_scores_of_plain_passes(model, text):
@@ -94,7 +97,9 @@ def linear():
     """A text whose score is the sum of known values of its parts."""
     random = np.random.default_rng(0)
     values = random.normal(size=(2, 6))
-    one = Measured("smollm2", "planted", "nowhere", 50, 0, np.full(6, 3), values == values.max(axis=1)[:, None], None)
+    one = long_truth.Measured(
+        "smollm2", "planted", "nowhere", 50, 0, np.full(6, 3), values == values.max(axis=1)[:, None], None
+    )
 
     def scores(masks):
         total = masks @ values.T + 4
