@@ -9,6 +9,9 @@ import torch
 
 from layerlens import relevance, saliency
 
+for package in ("scipy", "sklearn"):
+    pytest.importorskip(package)
+
 BENCHMARKS = ("answer_report", "answers", "long_maps", "long_methods", "long_prose", "long_report", "long_truth")
 answer_report, answers, long_maps, long_methods, long_prose, long_report, long_truth = (
     importlib.import_module(f"benchmarks.{name}") for name in BENCHMARKS
