@@ -59,6 +59,7 @@ SHARED = {
     "cmap": "matplotlib colormap; None is RdBu_r for signed values and magma for magnitudes.",
     "vmax": "end of the scale or axis; None fits the data.",
     "clip": "percentile of |value| where colors saturate, stated at the colorbar.",
+    "interval": "share of the intervals that are drawn where values have an error; None draws none.",
     "colorbar": "whether to draw the colorbar.",
     "scale": '`"linear"` or `"log"`.',
 }

@@ -72,6 +72,8 @@ def words(name: str) -> str:
 def _words(name: str) -> str:
     if name in KNOWN:
         return KNOWN[name]
+    if (mean := name.find(", mean of ")) >= 0:
+        return f"{_words(name[:mean])}{name[mean:]}"
     name, at, layer = name.partition(" at ")
     name = _RULES.sub(lambda found: f"{found[1]} ({_hyphenated(found[2])})", KNOWN.get(name, name))
     name = re.sub(r"\((\w+)\)", lambda found: f"({_hyphenated(found[1])})", name)

@@ -48,11 +48,13 @@ class Token:
         text: text of the token.
         value: the number, as text.
         color: a CSS color, red for positive and blue for negative, pale enough for dark text.
+        settled: whether its interval excludes 0; True where it has none.
     """
 
     text: str
     value: str
     color: str
+    settled: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,13 +13,15 @@ import torch
 from layerlens import plotting
 from layerlens.errors import PlotError
 from layerlens.plotting import style
-from layerlens.plotting.drawing import attribution_sample as shown_samples
+from layerlens.plotting.drawing import attribution_sample as shown_samples, intervals
 from layerlens.plotting.words import words
 from layerlens.results import Attribution, LayerProfile, Relevance
 
 from . import alt_text
 from .content import Block, Note, Picture, Strip, Token
 
+INTERVAL: Final = 0.9
+"""Share of the intervals of what is drawn."""
 MOST_LINES: Final = 8
 """Channels of a series that are drawn as lines."""
 
@@ -118,20 +120,24 @@ def _input(attribution: Attribution, name: str | None, title: str) -> Picture:
 
 
 def _single(one: Attribution, name: str | None, title: str) -> Block:
-    shown = shown_samples.read(one, 0, name=name)
+    shown = shown_samples.read(one, 0, name=name, interval=INTERVAL)
     if shown.form == "tokens" and shown.tokens is not None:
         limits = style.limits([shown.values], signed=shown.signed, clip=100, vmax=None, what=shown.what)
+        unsettled = np.zeros(len(shown.values), dtype=bool) if shown.unsettled is None else shown.unsettled
         tokens = tuple(
             Token(
                 text.translate(alt_text.PRESENT) or "∅",
                 style.number(float(value), 2),
-                color(float(value) / limits.high),
+                color((intervals.FADED if unsure else 1) * float(value) / limits.high),
+                not unsure,
             )
-            for text, value in zip(shown.tokens, shown.values, strict=True)
+            for text, value, unsure in zip(shown.tokens, shown.values, unsettled.tolist(), strict=True)
         )
+        marks = "".join(f"; {mark}" for mark in intervals.note("dotted", [unsettled], INTERVAL))
         signs = "red speaks for the target, blue against it" if shown.signed else "the redder, the larger"
-        return Strip(title, f"The number below each token is its value in units of {shown.units}; {signs}, full at "
-                     f"{style.number(limits.high)}. {alt_text.of_values(shown)}.{_checked(one)}", tokens)  # fmt: skip
+        scale = f"{signs}, full at {style.number(limits.high)}{marks}"
+        return Strip(title, f"The number below each token is its value in units of {shown.units}; {scale}. "
+                     f"{alt_text.of_values(shown)}.{_checked(one)}", tokens)  # fmt: skip
     caption = _hows([one])
     if _lines(one, name):
         plot = plotting.timeseries(one, name=name, count=MOST_LINES, title="")

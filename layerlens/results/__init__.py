@@ -4,12 +4,13 @@ from .base import Result, load
 from .maps.activation_maps import ActivationMaps
 from .maps.adversarial_examples import AdversarialExamples
 from .maps.attention_weights import AttentionWeights
-from .maps.attribution import Attribution, Relevance
+from .maps.attribution import Attribution
 from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
 from .maps.mean_rank import mean_rank
 from .maps.receptive_field import ReceptiveField
 from .maps.recurrent_states import RecurrentStates
+from .maps.relevance import Relevance
 from .maps.sampling_attribution import SamplingAttribution
 from .maps.table_values import importance
 from .maps.top_inputs import TopInputs

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 
 from layerlens.errors import InputError, OptionError
@@ -68,6 +71,18 @@ def intervals_of(
     ends = {name: interval_of(one, scatter[name], degrees, skewed.get(name), share) for name, one in named.items()}
     low, high = ({name: pair[end] for name, pair in ends.items()} for end in (0, 1))
     return (low, high) if isinstance(values, dict) else (low[""], high[""])
+
+
+def joined(function: Callable[..., Any], *values: Any) -> Any:
+    """Return what a function makes of tensors, or by name of dicts of tensors with the same names.
+
+    Args:
+        function: takes as many tensors.
+        values: each one tensor, or a dict of them.
+    """
+    if not isinstance(values[0], dict):
+        return function(*values)
+    return {name: function(*(one[name] for one in values)) for name in values[0]}
 
 
 def _skewed(times: float, skewness: torch.Tensor) -> torch.Tensor:

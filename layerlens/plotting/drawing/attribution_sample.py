@@ -16,6 +16,7 @@ from layerlens.results.maps.token_spans import character_groups, marked_texts
 from ..style import Array
 from ..words import words
 from . import images
+from .intervals import unsettled
 
 UNITS: Final = ("channel", "feature", "unit")
 """Names of axes without places."""
@@ -57,6 +58,8 @@ class Sample:
         as_read: whether `tokens` are parts of the text with its spaces, not the tokenizer's names.
         parts: name and first token of each input, where tokens of several follow each other.
         features: names of the values of a vector, or of the rows of a series, where they are known.
+        widths: how far the interval of each value reaches below and above it, `(*values.shape, 2)`; of a sum at most,
+            as errors add up where draws are shared. None where there is no error.
     """
 
     form: Form
@@ -72,6 +75,12 @@ class Sample:
     as_read: bool = False
     parts: tuple[tuple[str, int], ...] = ()
     features: tuple[str, ...] | None = None
+    widths: Array | None = None
+
+    @property
+    def unsettled(self) -> Array | None:
+        """Which values have an interval that includes 0, or an unknown one; None where there is no error."""
+        return unsettled(self.values, self.widths)
 
 
 def read(
@@ -81,6 +90,7 @@ def read(
     channel: Channel = "sum",
     name: str | None = None,
     grouped: bool = True,
+    interval: float | None = None,
 ) -> Sample:
     """Take one sample out of an attribution.
 
@@ -91,9 +101,10 @@ def read(
             one of them.
         name: which input, where there are several.
         grouped: whether tokens that make up a character become one, with their sum.
+        interval: share of the intervals that are read with the values; None reads none.
 
     Raises:
-        OptionError: for an unknown name or channel.
+        OptionError: for an unknown name or channel, or a share that is not between 0 and 1.
         PlotError: when the values cannot be drawn.
     """
     if not isinstance(attribution, Attribution):
@@ -106,9 +117,13 @@ def read(
     form, axes = _form_and_axes(attribution, name, values, inputs, what)
     array = images.finite_array(values[sample], f"{what} of sample {sample}")
     units, signed = attribution.units, attribution.signed
+    widths = interval_widths(attribution, name, interval)
+    widths = None if widths is None else widths[sample]
     shown, tokens, as_read = None, None, False
     if form == "image":
         if array.ndim == 3:
+            if widths is not None:  # of sizes no interval is known
+                widths = None if channel == "abs" else widths[channel] if channel != "sum" else widths.sum(axis=0)
             array, signed, units = _joined_channels(array, channel, signed, units, what)
         shown = _input_picture(inputs, sample, array.shape, what)
     elif form == "tokens":
@@ -116,17 +131,20 @@ def read(
         if "summed over" in attribution.settings:  # after the last word of a sample come empty ones
             count = max((place for place, word in enumerate(tokens, 1) if word), default=len(tokens))
             array, tokens = array[:count], tokens[:count]
+            widths = None if widths is None else widths[:count]
         else:
             texts, used = attribution.texts_of(name), attribution.used_of(name)
             read = None if texts is None else list(texts[sample])
             if used is not None:  # padding is left out
                 kept = used[sample].nonzero().flatten().tolist()
                 array, tokens = array[kept], tuple(tokens[place] for place in kept)
+                widths = None if widths is None else widths[kept]
                 read = None if read is None else [read[place] for place in kept]
             if grouped:
-                array, tokens, as_read = _characters(array, tokens, read)
+                array, widths, tokens, as_read = _characters(array, widths, tokens, read)
     elif form == "series" and axes[-1] == "feature":
         array, axes = array.T, axes[::-1]
+        widths = None if widths is None else widths.swapaxes(0, 1)
     names = attribution.features_of(name)
     return Sample(
         form=form,
@@ -141,10 +159,18 @@ def read(
         axes=(axes[0], axes[1]) if form == "series" else ("", ""),
         as_read=as_read,
         features=names if form in ("vector", "series") and len(names) == len(array) else None,
+        widths=widths,
     )
 
 
-def read_texts(attribution: Attribution, sample: Which, name: str | None = None, *, grouped: bool = True) -> Sample:
+def read_texts(
+    attribution: Attribution,
+    sample: Which,
+    name: str | None = None,
+    *,
+    grouped: bool = True,
+    interval: float | None = None,
+) -> Sample:
     """Take the tokens of one sample out of an attribution; without a name those of all inputs, one after the other.
 
     Args:
@@ -152,21 +178,29 @@ def read_texts(attribution: Attribution, sample: Which, name: str | None = None,
         sample: which of the batch; negative counts from the end.
         name: which input, where there are several.
         grouped: whether tokens that make up a character become one, with their sum.
+        interval: share of the intervals that are read with the values; None reads none.
 
     Raises:
-        OptionError: for an unknown name.
+        OptionError: for an unknown name, or a share that is not between 0 and 1.
         PlotError: when the values cannot be drawn.
     """
     if name is not None or not isinstance(attribution, Attribution) or not isinstance(attribution.values, dict):
-        return read(attribution, sample, name=name, grouped=grouped)
-    found = [(one, read(attribution, sample, name=one, grouped=grouped)) for one in text_inputs(attribution)]
+        return read(attribution, sample, name=name, grouped=grouped, interval=interval)
+    found = [
+        (one, read(attribution, sample, name=one, grouped=grouped, interval=interval))
+        for one in text_inputs(attribution)
+    ]
     if not found:
         return read(attribution, sample)  # which says what to choose from
     first = found[0][1]
+    widths = [one.widths for _, one in found if one.widths is not None]
     starts = np.cumsum([0, *(len(one.values) for _, one in found)]).tolist()
     return dataclasses.replace(
         first,
         values=np.concatenate([one.values for _, one in found]),
+        widths=None
+        if first.widths is None
+        else np.concatenate([one.widths for _, one in found if one.widths is not None]),
         tokens=tuple(token for _, one in found for token in one.tokens or ()),
         as_read=all(one.as_read for _, one in found),
         parts=tuple((one, start) for (one, _), start in zip(found, starts, strict=False)),
@@ -187,14 +221,17 @@ def _are_ids(inputs: torch.Tensor | None) -> bool:
     return inputs is not None and not inputs.is_floating_point() and inputs.dtype != torch.bool
 
 
-def _characters(values: Array, tokens: tuple[str, ...], texts: list[str] | None) -> tuple[Array, tuple[str, ...], bool]:
+def _characters(
+    values: Array, widths: Array | None, tokens: tuple[str, ...], texts: list[str] | None
+) -> tuple[Array, Array | None, tuple[str, ...], bool]:
     """Values and texts with the tokens that make up a character as one, and whether these are parts of the text."""
     read = marked_texts(tokens) if texts is None else texts
     if texts is None and all(text or not token for text, token in zip(read, tokens, strict=True)):
-        return values, tokens, False
+        return values, widths, tokens, False
     groups = character_groups(read)
     return (
         np.array([values[start:stop].sum() for start, stop in groups], dtype=values.dtype),
+        None if widths is None else np.array([widths[start:stop].sum(axis=0) for start, stop in groups]),
         tuple("".join(read[start:stop]) for start, stop in groups),
         True,
     )
@@ -209,6 +246,24 @@ def sample_index(sample: Which, size: int, what: str) -> int:
     if isinstance(sample, bool) or not isinstance(sample, (int, np.integer)) or not -size <= sample < size:
         raise OptionError(f"sample={sample!r}, but {what} holds {size} (0 to {size - 1}).")
     return int(sample) % size
+
+
+def interval_widths(attribution: Attribution, name: str | None, interval: float | None) -> Array | None:
+    """How far the interval of each value of an input reaches below and above it, `(*values.shape, 2)`.
+
+    Returns:
+        None where there is no error, or no share is given.
+
+    Raises:
+        OptionError: when the share is not between 0 and 1.
+    """
+    if interval is None or not attribution.has_interval:
+        return None
+    known = {"": attribution.values} if isinstance(attribution.values, torch.Tensor) else attribution.values
+    chosen = name if name in known else next(iter(known))
+    low, high = (one if isinstance(one, torch.Tensor) else one[chosen] for one in attribution.interval(interval))
+    ends = torch.stack([known[chosen] - low, high - known[chosen]], dim=-1)
+    return np.asarray(ends.detach().double().cpu())
 
 
 def _values_of_input(attribution: Attribution, name: str | None) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -324,47 +379,3 @@ def _token_texts(
     if inputs is not None and inputs.ndim == 2 and inputs.shape[1] == count:
         return tuple(str(token) for token in inputs[sample].tolist())
     return tuple(str(index) for index in range(count))
-
-
-DOTS: Final = 300
-"""Pixels that an inch of figure shows."""
-
-
-def averaged_to_fit(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
-    """Maps with no more than twice the pixels that a panel shows, averaged over blocks; with a note of it.
-
-    Drawn as they are, most pixels of a map much larger than its panel would not be seen.
-
-    Args:
-        shown: images, and other forms, which stay as they are.
-        inches: width of a panel.
-    """
-    sizes = [max(one.values.shape) for one in shown if one.form == "image"]
-    each = int(max(sizes, default=0) / (DOTS * inches))
-    if each < 2:
-        return list(shown), ""
-    blocks = [
-        one if one.form != "image" else dataclasses.replace(
-            one, values=images.averaged(one.values, each),
-            picture=None if one.picture is None else images.averaged(one.picture, each),
-        )
-        for one in shown
-    ]  # fmt: skip
-    return blocks, f"each dot: the mean of {each} x {each} pixels"
-
-
-def given_picture(overlay: bool | torch.Tensor | Array, sample: Sample) -> Array | None:
-    """The picture under a map: the input for `overlay=True`, none for False, or the picture given instead.
-
-    Raises:
-        PlotError: when its size is not that of the map.
-    """
-    if isinstance(overlay, (bool, np.bool_)):
-        return sample.picture if overlay else None
-    shown = images.picture(overlay, "the picture given as overlay=")
-    if shown.shape[:2] != sample.values.shape:
-        raise PlotError(
-            f"the picture given as overlay= is {shown.shape[0]} x {shown.shape[1]}, but {sample.what} is "
-            f"{sample.values.shape[0]} x {sample.values.shape[1]}. Resize the picture to the model's input."
-        )
-    return shown

@@ -9,7 +9,7 @@ import numpy as np
 
 from .. import style
 from ..style import Array
-from . import text
+from . import intervals, text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +23,8 @@ MOST_WIDE: Final = 40
 """Rows that are as high as `PITCH`."""
 MOST_DECADES: Final = 300.0
 """Last over first value of a log axis up to which more than powers of ten are named."""
+HATCH: Final = "//////"
+"""Bars whose sign is not settled."""
 PAGE_FULL: Final = 8.2
 """Inches that rows may take: a page of a paper."""
 
@@ -107,9 +109,36 @@ def log_ticks() -> Any:
     return Locator(numticks=6)
 
 
-def draw(axes: Axes, values: Array, *, colors: str | Sequence[str], **options: Any) -> BarContainer:
-    """Bars from zero, row by row from the top; `options` go to matplotlib's `barh`."""
-    return axes.barh(np.arange(len(values)), values, height=0.72, color=colors, linewidth=0, **options)
+def draw(
+    axes: Axes, values: Array, *, colors: str | Sequence[str], widths: Array | None = None, **options: Any
+) -> BarContainer:
+    """Bars from zero, row by row from the top.
+
+    Args:
+        axes: where.
+        values: one for each row.
+        colors: one for all, or one for each.
+        widths: how far the interval of each value reaches below and above it, `(rows, 2)`, drawn as a line with ends;
+            bars whose interval includes 0 are hatched. NaN where it is unknown; None where there is none.
+        options: options of matplotlib's `barh`.
+    """
+    rows = np.arange(len(values))
+    drawn = axes.barh(rows, values, height=0.72, color=colors, linewidth=0, **options)
+    if widths is not None:
+        known = ~np.isnan(widths).any(axis=1)
+        hatch(drawn, known & intervals.unsettled(values, widths))
+        axes.errorbar(
+            values[known], rows[known], xerr=widths[known].T, fmt="none", ecolor=style.INK, elinewidth=0.7, capsize=1.6,
+            capthick=0.7,
+        )  # fmt: skip
+    return drawn
+
+
+def hatch(drawn: BarContainer, which: Array) -> None:
+    """Draw some bars hatched in their color on white."""
+    for bar, chosen in zip(drawn, which, strict=True):
+        if chosen:
+            bar.set(edgecolor=bar.get_facecolor(), facecolor="white", hatch=HATCH, linewidth=0.5)
 
 
 def draw_upright(axes: Axes, values: Array) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import dataclasses
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -10,16 +11,21 @@ import numpy as np
 from layerlens.errors import PlotError
 
 from ..style import Array, Limits
-from . import images
+from . import images, intervals
 from .attribution_sample import Sample
 
 if TYPE_CHECKING:
+    import torch
     from matplotlib.axes import Axes
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import Colormap
 
 PAPER: Final = 0.65
 """The shade of gray on which a colorbar shows the colors of an overlay: the middle of the underlay's."""
+
+
+DOTS: Final = 300
+"""Pixels that an inch of figure shows."""
 
 
 def show_picture(axes: Axes, picture: Array) -> None:
@@ -29,7 +35,13 @@ def show_picture(axes: Axes, picture: Array) -> None:
 
 
 def show_map(
-    axes: Axes, values: Array, limits: Limits, colors: Colormap, *, picture: Array | None
+    axes: Axes,
+    values: Array,
+    limits: Limits,
+    colors: Colormap,
+    *,
+    picture: Array | None,
+    faded: Array | None = None,
 ) -> tuple[ScalarMappable, Array]:
     """Draw a map in colors; over a picture, the opacity is |value| relative to the end of the scale.
 
@@ -39,6 +51,7 @@ def show_map(
         limits: range of the colors.
         colors: colormap.
         picture: `(height, width)` or `(height, width, 3)`, shown in middle gray; None draws the map opaque.
+        faded: which places are drawn faded, `(height, width)`; None for none.
 
     Returns:
         What a colorbar needs, and the opacity of each place.
@@ -47,11 +60,53 @@ def show_map(
     if picture is not None:
         axes.imshow(images.gray(picture), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         alpha = np.minimum(np.abs(values) / limits.high, 1)
+    alpha = intervals.faded(alpha, faded)
     image = axes.imshow(
         values, cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", alpha=alpha
     )  # fmt: skip
     hide_ticks(axes)
     return (image if picture is None else _colors_over_gray(colors, limits)), alpha
+
+
+def averaged_to_fit(shown: Sequence[Sample], inches: float) -> tuple[list[Sample], str]:
+    """Maps with no more than twice the pixels that a panel shows, averaged over blocks; with a note of it.
+
+    Drawn as they are, most pixels of a map much larger than its panel would not be seen.
+
+    Args:
+        shown: images, and other forms, which stay as they are.
+        inches: width of a panel.
+    """
+    sizes = [max(one.values.shape) for one in shown if one.form == "image"]
+    each = int(max(sizes, default=0) / (DOTS * inches))
+    if each < 2:
+        return list(shown), ""
+    blocks = [
+        one if one.form != "image" else dataclasses.replace(
+            one, values=images.averaged(one.values, each),
+            widths=None if one.widths is None else images.averaged(one.widths, each),
+            picture=None if one.picture is None else images.averaged(one.picture, each),
+        )
+        for one in shown
+    ]  # fmt: skip
+    return blocks, f"each dot: the mean of {each} x {each} pixels"
+
+
+def given_picture(overlay: bool | torch.Tensor | Array, sample: Sample) -> Array | None:
+    """The picture under a map: the input for `overlay=True`, none for False, or the picture given instead.
+
+    Raises:
+        PlotError: when its size is not that of the map.
+    """
+    if isinstance(overlay, (bool, np.bool_)):
+        return sample.picture if overlay else None
+    shown = images.picture(overlay, "the picture given as overlay=")
+    if shown.shape[:2] != sample.values.shape:
+        raise PlotError(
+            f"the picture given as overlay= is {shown.shape[0]} x {shown.shape[1]}, but {sample.what} is "
+            f"{sample.values.shape[0]} x {sample.values.shape[1]}. Resize the picture to the model's input."
+        )
+    return shown
 
 
 def show_boxes(axes: Axes, boxes: Any, size: tuple[int, ...], drawn: tuple[int, ...]) -> Array:

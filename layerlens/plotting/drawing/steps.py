@@ -16,7 +16,14 @@ if TYPE_CHECKING:
 
 
 def draw(
-    axes: Axes, items: Sequence[str], steps: Array, base: float, score: float, units: str, figure_width: float
+    axes: Axes,
+    items: Sequence[str],
+    steps: Array,
+    base: float,
+    score: float,
+    units: str,
+    figure_width: float,
+    hatched: Array | None = None,
 ) -> tuple[float, Array, Array]:
     """Draw steps from a base value at the bottom to the score at the top.
 
@@ -28,6 +35,7 @@ def draw(
         score: where the first one ends.
         units: units of the values.
         figure_width: in inches.
+        hatched: which steps are drawn hatched; None for none.
 
     Returns:
         The height that the rows need in inches, and the start and end of each step.
@@ -36,7 +44,9 @@ def draw(
     end = base + np.cumsum(steps[::-1])[::-1]  # the last row is the first step
     start = end - steps
     places = np.arange(len(items))
-    axes.barh(places, steps, left=start, height=0.72, color=style.signed_colors(steps), linewidth=0)
+    drawn = axes.barh(places, steps, left=start, height=0.72, color=style.signed_colors(steps), linewidth=0)
+    if hatched is not None:
+        bars.hatch(drawn, hatched)
     edges = np.concatenate([start, end, [base, score]])
     low, high = float(edges.min()), float(edges.max())
     bars.value_axis(axes, units)

@@ -33,6 +33,7 @@ class Piece:
         ends: whether a line ends after it.
         count: how many tokens are left out; 0 for a token.
         heading: whether it is the name of the input whose tokens follow.
+        interval: low and high end; None where there is no error, or tokens are left out.
     """
 
     text: str
@@ -41,15 +42,23 @@ class Piece:
     ends: bool = False
     count: int = 0
     heading: bool = False
+    interval: tuple[float, float] | None = None
+
+    @property
+    def unsettled(self) -> bool:
+        """Whether the interval includes 0, or is unknown (NaN)."""
+        return self.interval is not None and not (self.interval[0] > 0 or self.interval[1] < 0)
 
 
-def read(attribution: Attribution, sample: Which, name: str | None, labels: Sequence[str] | None) -> Sample:
-    """One sample of an attribution of tokens, with their texts.
+def read(
+    attribution: Attribution, sample: Which, name: str | None, labels: Sequence[str] | None, interval: float | None
+) -> Sample:
+    """One sample of an attribution of tokens, with their texts and intervals.
 
     Raises:
         PlotError: when there is not one number per token.
     """
-    shown = attribution_sample.read_texts(attribution, sample, name, grouped=labels is None)
+    shown = attribution_sample.read_texts(attribution, sample, name, grouped=labels is None, interval=interval)
     if shown.form != "tokens":
         change = "" if shown.form == "vector" else "values=result.values.sum(-1), inputs=None, "
         raise PlotError(
@@ -72,20 +81,29 @@ def pieces_of(shown: Sample, count: int | None) -> list[Piece]:
     """
     tokens, kept = shown.tokens or (), _is_shown(shown.values, count)
     if not shown.parts:
-        return pieces(tokens, shown.values, count, as_read=shown.as_read)
+        return pieces(tokens, shown.values, count, as_read=shown.as_read, widths=shown.widths)
     found: list[Piece] = []
     ends = [*(start for _, start in shown.parts[1:]), len(tokens)]
     for (name, start), end in zip(shown.parts, ends, strict=True):
         if found:
             found[-1] = dataclasses.replace(found[-1], ends=True)
         found.append(Piece(f"{name}:", 0.0, False, heading=True))
-        own = pieces(tokens[start:end], shown.values[start:end], count, as_read=shown.as_read, kept=kept[start:end])
+        own = pieces(
+            tokens[start:end], shown.values[start:end], count, as_read=shown.as_read, kept=kept[start:end],
+            widths=None if shown.widths is None else shown.widths[start:end],
+        )  # fmt: skip
         found += [dataclasses.replace(own[0], apart=True), *own[1:]]
     return found
 
 
 def pieces(
-    tokens: Sequence[str], values: Array, count: int | None, *, as_read: bool = False, kept: Array | None = None
+    tokens: Sequence[str],
+    values: Array,
+    count: int | None,
+    *,
+    as_read: bool = False,
+    kept: Array | None = None,
+    widths: Array | None = None,
 ) -> list[Piece]:
     """The tokens in their order; of more than `count`, runs of weak ones are left out and added up.
 
@@ -95,6 +113,7 @@ def pieces(
         count: about how many are shown; None for all.
         as_read: whether the tokens are parts of a text with its spaces.
         kept: which tokens are shown; None for the strongest.
+        widths: how far the interval of each value reaches below and above it, `(tokens, 2)`; None without an error.
 
     Raises:
         OptionError: when `count` is below 1.
@@ -125,7 +144,11 @@ def pieces(
         if as_read and start and tokens[start - 1].endswith(SPACES):
             begins = True
         apart = bool(start) and ((begins and bool(joined.strip())) or after_run)
-        found.append(Piece(joined.strip(" ") or joined, float(values[start]), apart, "\n" in joined))
+        value, ends = float(values[start]), None
+        if widths is not None:
+            ends = value - float(widths[start, 0]), value + float(widths[start, 1])
+        shown = joined.strip(" ") or joined
+        found.append(Piece(shown, value, apart, "\n" in joined, interval=ends))
         start += 1
     return found
 

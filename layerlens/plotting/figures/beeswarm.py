@@ -9,7 +9,7 @@ import numpy as np
 from layerlens.results import Attribution
 
 from .. import style
-from ..drawing import bars, table_rows
+from ..drawing import bars, intervals, table_rows
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..style import Array, Limits
@@ -32,6 +32,7 @@ def beeswarm(
     name: str | None = None,
     width: style.Width = "page",
     cmap: str | None = None,
+    interval: float | None = 0.9,
     title: str | None = None,
     colorbar: bool = True,
     ax: Axes | None = None,
@@ -40,7 +41,8 @@ def beeswarm(
 
     Rows are in the order of mean |value|. Points are colored by the feature itself, each feature from its 5th to its
     95th percentile; they are gray if the inputs are not kept, or the feature is the same everywhere. The last row is
-    the sum of the other features, sample by sample.
+    the sum of the other features, sample by sample. Where values have an error, points whose interval includes 0 are
+    hollow.
 
     Args:
         attribution: values `(batch, feature)`.
@@ -62,26 +64,29 @@ def beeswarm(
         >>> beeswarm(found.named(["age", "bmi"])).data["items"]
         ['bmi', 'age']
     """
-    table = table_rows.read(attribution, name)
+    table = table_rows.read(attribution, name, interval)
     kept, others = table_rows.order(np.abs(table.values).mean(axis=0), count)
     rows = [table.values[:, feature] for feature in kept]
     items = [table.names[feature] for feature in kept]
     if others:
         rows.append(table.values[:, others].sum(axis=1))
         items.append(f"{len(others)} others, sum")
+    unsettled = intervals.unsettled(table.values, table.widths)
     low, high = min(float(row.min()) for row in rows), max(float(row.max()) for row in rows)
     colors = style.colormap(cmap, signed=False, unsigned="viridis")
     with Canvas(width=width, ax=ax) as canvas:
         samples = f"{len(table.values)} sample{'s' * (len(table.values) != 1)}"
-        canvas.title(title, f"{words(attribution.how)}, {attribution.target}", samples)
+        marks = intervals.note("hollow", [None if unsettled is None else unsettled[:, kept]], interval)
+        canvas.title(title, f"{words(attribution.how)}, {attribution.target}", "; ".join([samples, *marks]))
         axes = canvas.panel()
         canvas.panels[-1].height = max(bars.name_rows(axes, items, canvas.width), ROW * len(items))
         bars.value_axis(axes, attribution.units)
         for place, values in enumerate(rows):
             shares = _shares(table.inputs, kept[place]) if place < len(kept) else None
-            axes.scatter(
-                values, place + 0.38 * table_rows.spread(values, low, high), s=5, linewidths=0, zorder=2,
-                c=style.FAINT if shares is None else colors(shares), rasterized=len(values) > 2000,
+            hollow = unsettled[:, kept[place]] if unsettled is not None and place < len(kept) else None
+            table_rows.draw_points(
+                axes, values, place + 0.38 * table_rows.spread(values, low, high), size=5, hollow=hollow,
+                colors=style.FAINT if shares is None else colors(shares),
             )  # fmt: skip
         if colorbar and table.inputs is not None:
             _colorbar(canvas, axes, colors)

@@ -13,7 +13,7 @@ from layerlens.results import Attribution
 from layerlens.signatures import public
 
 from .. import style
-from ..drawing import attribution_sample, image_panels
+from ..drawing import attribution_sample, image_panels, intervals
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..drawing.each_sample import Which, each_sample
@@ -42,12 +42,15 @@ def compare_methods(
     cmap: str | None = None,
     vmax: float | None = None,
     clip: float = 99.5,
+    interval: float | None = 0.9,
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
     fig: FigureBase | None = None,
 ) -> Plot:
     """Draw several methods on the same image, after the picture itself; each has its own scale, as units differ.
+
+    In maps of methods that have an error, places whose interval includes 0 are faded.
 
     Args:
         attributions: one per method, for the same inputs.
@@ -77,7 +80,7 @@ def compare_methods(
     several = list(attributions)
     if not several:
         raise PlotError("there is nothing to compare: the list of attributions is empty.")
-    shown = [attribution_sample.read(one, sample, channel=channel, name=name) for one in several]
+    shown = [attribution_sample.read(one, sample, channel=channel, name=name, interval=interval) for one in several]
     image_panels.only_images(shown, "compare_methods")
     picture = common_picture(several, shown, sample)
     titles = [words(one.how) for one in several] if labels is None else list(labels)
@@ -92,10 +95,11 @@ def compare_methods(
     with Canvas(width=width, fig=fig) as canvas:
         columns = _column_count(count, canvas.width) if columns is None else columns
         shown = [dataclasses.replace(one, picture=picture) for one in shown]
-        shown, note = attribution_sample.averaged_to_fit(shown, canvas.width / columns)
+        shown, note = image_panels.averaged_to_fit(shown, canvas.width / columns)
         picture = shown[0].picture
         aspect = shown[0].values.shape[0] / shown[0].values.shape[1]
-        canvas.title(title, f"Target: {targets.pop()}" if len(targets) == 1 else "", note)
+        notes = [*[note] * bool(note), *intervals.note("faded", [one.unsettled for one in shown], interval)]
+        canvas.title(title, f"Target: {targets.pop()}" if len(targets) == 1 else "", "; ".join(notes))
         if picture is not None:
             axes = canvas.panel(aspect=aspect, title=f"Input, score {style.number(shown[0].score)}")
             image_panels.show_picture(axes, picture)
@@ -105,7 +109,7 @@ def compare_methods(
             axes = canvas.panel(row, column, aspect=aspect, title=line)
             colors = style.colormap(cmap, signed=one.signed)
             below = picture if overlay else None
-            mappable, _ = image_panels.show_map(axes, one.values, limits, colors, picture=below)
+            mappable, _ = image_panels.show_map(axes, one.values, limits, colors, picture=below, faded=one.unsettled)
             key = several[len(data)].method if labels is None else line
             data[image_panels.unique_key(key, data)] = one.values
             if colorbar:

@@ -10,7 +10,7 @@ from layerlens.errors import OptionError, PlotError, choose
 from layerlens.results import Attribution
 
 from .. import style
-from ..drawing import bars, table_rows
+from ..drawing import bars, intervals, table_rows
 from ..drawing.canvas import Canvas
 from ..plot import Plot, figure
 from ..words import words
@@ -28,13 +28,15 @@ def dependence(
     name: str | None = None,
     width: style.Width = "column",
     cmap: str | None = None,
+    interval: float | None = 0.9,
     title: str | None = None,
     colorbar: bool = True,
     ax: Axes | None = None,
 ) -> Plot:
     """Draw the values of one feature of a table against the feature: a point for each sample.
 
-    A cloud that is not a line is an effect that depends on other features: `color=` shows one of them.
+    A cloud that is not a line is an effect that depends on other features: `color=` shows one of them. Where
+    values have an error, points whose interval includes 0 are hollow.
 
     Args:
         attribution: values `(batch, feature)`, with the inputs.
@@ -57,7 +59,10 @@ def dependence(
         >>> dependence(found.named(["age", "bmi"]), "bmi").data["feature"].tolist()
         [21.5, 24.0]
     """
-    table = table_rows.read(attribution, name)
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import Normalize
+
+    table = table_rows.read(attribution, name, interval)
     if table.inputs is None:
         raise PlotError(
             f"the {attribution.method} attribution keeps no inputs to draw along. Add them: "
@@ -67,24 +72,28 @@ def dependence(
     values, along = table.values[:, chosen], table.inputs[:, chosen]
     data: dict[str, Any] = {"feature": along, "values": values}
     with Canvas(width=width, ax=ax) as canvas:
-        canvas.title(title, f"{words(attribution.how)}, {attribution.target}", f"{len(values)} samples")
+        hollow = None if table.widths is None else intervals.unsettled(values, table.widths[:, chosen])
+        notes = [f"{len(values)} samples", *intervals.note("hollow", [hollow], interval)]
+        canvas.title(title, f"{words(attribution.how)}, {attribution.target}", "; ".join(notes))
         axes = canvas.panel(height=0.6 * canvas.width)
-        colors: dict[str, Any] = {"color": style.COLORS[0]}
+        colors: Any = style.COLORS[0]
         if color is not None:
             shown = _index(table, color)
             data["color"] = table.inputs[:, shown]
-            colors = {"c": data["color"], "cmap": style.colormap(cmap, signed=False, unsigned="viridis")}
-        points = axes.scatter(along, values, s=6, linewidths=0, rasterized=len(values) > 2000, **colors)
+            low, high = float(data["color"].min()), float(data["color"].max())
+            limits = style.Limits(low, high if high > low else low + 1, False, "")
+            scale = ScalarMappable(
+                Normalize(limits.low, limits.high), style.colormap(cmap, signed=False, unsigned="viridis")
+            )
+            colors = scale.to_rgba(data["color"])
+            if colorbar:
+                canvas.colorbar([axes], scale, limits, table.names[shown], "right")
+        table_rows.draw_points(axes, along, values, size=6, colors=colors, hollow=hollow)
         axes.axhline(0, color=style.FAINT, linewidth=0.6, zorder=0)
         axes.set_xlabel(table.names[chosen])
         axes.set_ylabel(f"attribution of {table.names[chosen]} ({attribution.units})")
         for side in ("top", "right"):
             axes.spines[side].set_visible(False)
-        if color is not None and colorbar:
-            low, high = float(data["color"].min()), float(data["color"].max())
-            limits = style.Limits(low, high if high > low else low + 1, False, "")
-            points.set_clim(limits.low, limits.high)
-            canvas.colorbar([axes], points, limits, table.names[shown], "right")
         bars.number_format(axes)
         return canvas.finish(data)
 

@@ -13,7 +13,7 @@ from layerlens.results import Attribution, Leaderboard
 from layerlens.signatures import public
 
 from .. import style
-from ..drawing import attribution_sample, image_panels
+from ..drawing import attribution_sample, image_panels, intervals
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..plot import Plot
@@ -38,6 +38,7 @@ def method_grid(
     width: style.Width = "page",
     cmap: str | None = None,
     clip: float = 99.5,
+    interval: float | None = 0.9,
     places: int = 112,
     title: str | None = None,
     labels: Sequence[str] | None = None,
@@ -48,7 +49,8 @@ def method_grid(
 
     Units differ between methods and sizes between pictures, so every map is shown as parts of its own largest value, on
     one colorbar; if any method is signed, maps of magnitude take the positive half of its colors. Large maps are
-    averaged over blocks, as panels this small would leave out most of their places.
+    averaged over blocks, as panels this small would leave out most of their places. In maps of methods that have an
+    error, places whose interval includes 0 are faded.
 
     Args:
         attributions: by the names to show, each with all samples of the same inputs; or a sequence, named by method.
@@ -97,7 +99,10 @@ def method_grid(
     )
     if not rows:
         raise PlotError("which=[] draws nothing; give the samples to draw, or None for the first six.")
-    shown = [[attribution_sample.read(one, row, channel=channel, name=name) for one in several] for row in rows]
+    shown = [
+        [attribution_sample.read(one, row, channel=channel, name=name, interval=interval) for one in several]
+        for row in rows
+    ]
     image_panels.only_images([read, *(one for line in shown for one in line)], "method_grid")
     pictures = [common_picture(several, line, row) for row, line in zip(rows, shown, strict=True)]
     if labels is None:
@@ -118,7 +123,8 @@ def method_grid(
     drawn = []
     with Canvas(width=width, fig=fig) as canvas:
         automatic = "" if board is None else f"{words(metric or board.metrics[0])} below each map"
-        canvas.title(title, automatic)
+        every = [one.unsettled for line in shown for one in line]
+        canvas.title(title, automatic, "; ".join(intervals.note("faded", every, interval)))
         edge = []
         for place, (row, line, picture, label) in enumerate(zip(rows, shown, pictures, labels, strict=True)):
             aspect = line[0].values.shape[0] / line[0].values.shape[1]
@@ -129,9 +135,10 @@ def method_grid(
                 image_panels.show_picture(left, picture)
             for column, (method, one) in enumerate(zip(named, line, strict=True), start=picture is not None):
                 axes = canvas.panel(place, column, aspect=aspect, title="" if place else words(method))
-                part, limits = _relative_to_largest(one, signed, clip, places)
+                part, faded, limits = _relative_to_largest(one, signed, clip, places)
                 drawn.append(part)
-                mappable, _ = image_panels.show_map(axes, part, limits, colors, picture=picture if overlay else None)
+                below = picture if overlay else None
+                mappable, _ = image_panels.show_map(axes, part, limits, colors, picture=below, faded=faded)
                 for image in axes.images:  # the picture below may have more places
                     image.set_extent((-0.5, part.shape[1] - 0.5, part.shape[0] - 0.5, -0.5))
                 if method in known:
@@ -184,16 +191,24 @@ def _two_digits(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−") if abs(value) < 100 else style.number(value)
 
 
-def _relative_to_largest(one: Sample, signed: bool, clip: float, places: int) -> tuple[Array, Limits]:
-    """The map as parts of its largest value, and the range that all share."""
-    values = one.values
+def _relative_to_largest(one: Sample, signed: bool, clip: float, places: int) -> tuple[Array, Array | None, Limits]:
+    """The map as parts of its largest value, which places are not settled, and the range that all share."""
+    values, widths = one.values, one.widths
     if max(values.shape) > places:
         high, wide = (max(1, round(side * places / max(values.shape))) for side in values.shape)
-        given = torch.from_numpy(values[None].astype(np.float64))
-        blocks = torch.nn.functional.adaptive_avg_pool2d(given, (high, wide))
-        values = blocks[0].numpy()
+        values = _averaged(values, high, wide)
+        if widths is not None:
+            widths = np.stack([_averaged(widths[..., side], high, wide) for side in (0, 1)], axis=-1)
     own = style.limits([values], signed=one.signed, clip=clip, vmax=None, what=one.what)
-    return values / own.high, Limits(-1.0 if signed else 0.0, 1.0, clip < 100, own.note)
+    shared = Limits(-1.0 if signed else 0.0, 1.0, clip < 100, own.note)
+    return values / own.high, intervals.unsettled(values, widths), shared
+
+
+def _averaged(values: Array, high: int, wide: int) -> Array:
+    """The means over blocks, `(high, wide)`."""
+    given = torch.from_numpy(values[None].astype(np.float64))
+    averaged: Array = torch.nn.functional.adaptive_avg_pool2d(given, (high, wide))[0].numpy()
+    return averaged
 
 
 def _average_what_shrinks(plot: Plot) -> None:

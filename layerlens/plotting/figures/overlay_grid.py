@@ -9,7 +9,7 @@ from layerlens.errors import OptionError, PlotError
 from layerlens.results import Attribution
 
 from .. import style
-from ..drawing import attribution_sample, image_panels
+from ..drawing import attribution_sample, image_panels, intervals
 from ..drawing.attribution_sample import Channel, Sample
 from ..drawing.canvas import Canvas
 from ..drawing.each_sample import sample_label
@@ -35,12 +35,15 @@ def overlay_grid(
     cmap: str | None = None,
     vmax: float | None = None,
     clip: float = 99.5,
+    interval: float | None = 0.9,
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
     fig: FigureBase | None = None,
 ) -> Plot:
     """Draw one method on several images: each input picture next to its map, on one shared scale.
+
+    Where values have an error, places whose interval includes 0 are faded.
 
     Args:
         attributions: one attribution with several samples, or several of the same method, each with all its samples.
@@ -63,7 +66,7 @@ def overlay_grid(
         >>> list(overlay_grid(maps).data)
         ['sample 0, score 1', 'sample 1, score 1']
     """
-    shown, names = _samples(attributions, which, channel, name)
+    shown, names = _samples(attributions, which, channel, name, interval)
     if labels is None:
         labels = [f"{called}, score {style.number(one.score)}" for called, one in zip(names, shown, strict=True)]
     elif len(labels) != len(shown):
@@ -75,13 +78,14 @@ def overlay_grid(
     with Canvas(width=width, fig=fig) as canvas:
         if columns is None:
             columns = min(len(shown), 3, int(max(canvas.width / NARROWEST, 1)))
-        shown, note = attribution_sample.averaged_to_fit(shown, canvas.width / (2 * columns))
+        shown, note = image_panels.averaged_to_fit(shown, canvas.width / (2 * columns))
         limits = style.limits(
             [one.values for one in shown], signed=shown[0].signed, clip=clip, vmax=vmax, what=shown[0].what
         )
         same = len({one.title for one in shown}) == 1
         first = attributions if isinstance(attributions, Attribution) else attributions[0]
-        canvas.title(title, shown[0].title if same else words(first.how), note)
+        notes = [*[note] * bool(note), *intervals.note("faded", [one.unsettled for one in shown], interval)]
+        canvas.title(title, shown[0].title if same else words(first.how), "; ".join(notes))
         edge = []
         for index, (one, label) in enumerate(zip(shown, labels, strict=True)):
             row, column = divmod(index, columns)
@@ -90,7 +94,9 @@ def overlay_grid(
             assert one.picture is not None  # _samples has seen to it
             image_panels.show_picture(left, one.picture)
             right = canvas.panel(row, 2 * column + 1, aspect=aspect)
-            mappable, _ = image_panels.show_map(right, one.values, limits, colors, picture=one.picture)
+            mappable, _ = image_panels.show_map(
+                right, one.values, limits, colors, picture=one.picture, faded=one.unsettled
+            )
             data[image_panels.unique_key(label, data)] = one.values
             if column == min(columns, len(shown)) - 1:
                 edge.append(right)
@@ -100,7 +106,11 @@ def overlay_grid(
 
 
 def _samples(
-    attributions: Attribution | Sequence[Attribution], which: Sequence[int] | None, channel: Channel, name: str | None
+    attributions: Attribution | Sequence[Attribution],
+    which: Sequence[int] | None,
+    channel: Channel,
+    name: str | None,
+    interval: float | None,
 ) -> tuple[list[Sample], list[str]]:
     """Return the samples to draw, and what each is called: its number over all attributions, after its name.
 
@@ -116,7 +126,9 @@ def _samples(
     if not numbers:
         raise PlotError("which=[] draws nothing; give the samples to draw, or None for the first twelve.")
     numbers = [attribution_sample.sample_index(number, len(places), "the batch") for number in numbers]
-    shown = [attribution_sample.read(*places[number], channel=channel, name=name) for number in numbers]
+    shown = [
+        attribution_sample.read(*places[number], channel=channel, name=name, interval=interval) for number in numbers
+    ]
     image_panels.only_images([first, *shown], "overlay_grid")
     for other in several[1:]:
         mine, theirs = ((one.method, one.units, one.signed) for one in (several[0], other))

@@ -12,7 +12,7 @@ from layerlens.errors import OptionError, PlotError
 from layerlens.results import Attribution
 
 from .. import style
-from ..drawing import attribution_sample, images, text
+from ..drawing import attribution_sample, images, intervals, text
 from ..drawing.attribution_sample import Sample
 from ..drawing.canvas import Canvas
 from ..drawing.each_sample import Which, each_sample
@@ -45,6 +45,7 @@ def timeseries(
     cmap: str | None = None,
     vmax: float | None = None,
     clip: float = 99.5,
+    interval: float | None = 0.9,
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
@@ -54,7 +55,7 @@ def timeseries(
 
     All channels share one color scale; each signal has its own axis. Of a series with more than 2,000 steps, each color
     is the value of largest size among several steps, as a note says; the line is of all steps. `recurrent_states` draws
-    the states of a recurrent layer over time.
+    the states of a recurrent layer over time. Where values have an error, steps whose interval includes 0 are faded.
 
     Args:
         attribution: attribution of a series, `(batch, time, feature)`, `(batch, channel, length)` or `(batch, time)`.
@@ -82,7 +83,7 @@ def timeseries(
         >>> timeseries(one, count=2).data["signal"].shape
         (2, 50)
     """
-    shown, values, axis = _read(attribution, sample, name)
+    shown, values, faded, axis = _read(attribution, sample, name, interval)
     lines = _signal(attribution, shown, values, signal, sample, name)
     rows = _rows(values, channels, count)
     if labels is not None and len(labels) != len(values):
@@ -92,14 +93,15 @@ def timeseries(
     labels = shown.features if labels is None else labels
     names = [f"{axis} {row}" for row in rows] if labels is None else [labels[row] for row in rows]
     values, lines = values[rows], lines[rows]
+    faded = None if faded is None else faded[rows]
     limits = style.limits([values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
-    cells, each = _pooled(values)
+    cells, hidden, each = _pooled(values, faded)
     notes = [f"{len(rows)} of {len(shown.values)} {axis}s with the most relevance"] * (
         channels is None and len(rows) < len(shown.values) and shown.form == "series"
     )
     notes += [f"each color: the largest of {each} steps"] * (each > 1)
-    notes += ["line: the input; color: the attribution"]
+    notes += ["line: the input; color: the attribution", *intervals.note("faded", [faded], interval)]
     step = 1 / (rate or 1)
     with Canvas(width=width, fig=fig) as canvas:
         canvas.title(title, shown.title, "; ".join(notes))
@@ -112,6 +114,7 @@ def timeseries(
             image = axes.imshow(
                 strip[None], cmap=colors, vmin=limits.low, vmax=limits.high, interpolation="nearest", aspect="auto",
                 extent=(-0.5 * step, (len(strip) * each - 0.5) * step, low, high), zorder=0,
+                alpha=intervals.faded(np.ones((1, len(strip))), None if hidden is None else hidden[place][None]),
             )  # fmt: skip
             axes.set_xlim(-0.5 * step, end)
             axes.set_ylim(low, high)
@@ -124,17 +127,20 @@ def timeseries(
         return canvas.finish({"relevance": values, "signal": lines, "channels": np.array(rows)})
 
 
-def _read(attribution: Attribution, sample: Which, name: str | None) -> tuple[Sample, Array, str]:
-    """The sample, its values `(channel, time)`, and what a channel is called.
+def _read(
+    attribution: Attribution, sample: Which, name: str | None, interval: float | None
+) -> tuple[Sample, Array, Array | None, str]:
+    """The sample, its values and which are not settled, `(channel, time)`, and what a channel is called.
 
     Raises:
         PlotError: if this is not a series.
     """
-    shown = attribution_sample.read(attribution, sample, name=name)
+    shown = attribution_sample.read(attribution, sample, name=name, interval=interval)
+    faded = shown.unsettled
     if shown.form == "series":
-        return shown, shown.values, shown.axes[0] or "channel"
+        return shown, shown.values, faded, shown.axes[0] or "channel"
     if shown.form == "vector":
-        return shown, shown.values[None], "feature"
+        return shown, shown.values[None], None if faded is None else faded[None], "feature"
     raise PlotError(
         f"timeseries draws a series, (batch, time, feature), (batch, channel, length) or (batch, time); one sample of "
         f"{shown.what} has shape {shown.values.shape}, axes {attribution.axes}. Draw it with .plot(), or say what the "
@@ -190,15 +196,21 @@ def _rows(values: Array, channels: Sequence[int] | None, count: int) -> list[int
     return sorted(np.argsort(-np.abs(values).sum(axis=1), kind="stable")[:count].tolist())
 
 
-def _pooled(values: Array) -> tuple[Array, int]:
-    """At most so many colors, each the value of largest size among the steps that it stands for."""
+def _pooled(values: Array, faded: Array | None) -> tuple[Array, Array | None, int]:
+    """At most so many colors, each the value of largest size among its steps, and which are faded."""
     each = -(-values.shape[1] // MOST_STEPS)
     if each == 1:
-        return values, 1
-    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % each)))
-    blocks = padded.reshape(len(values), -1, each)
-    best = np.abs(blocks).argmax(axis=2)[..., None]
-    return np.take_along_axis(blocks, best, axis=2)[..., 0], each
+        return values, faded, 1
+
+    def blocks(array: Array) -> Array:
+        return np.pad(array, ((0, 0), (0, -array.shape[1] % each))).reshape(len(array), -1, each)
+
+    best = np.abs(blocks(values)).argmax(axis=2)[..., None]
+
+    def chosen(array: Array) -> Array:
+        return np.take_along_axis(blocks(array), best, axis=2)[..., 0]
+
+    return chosen(values), None if faded is None else chosen(faded), each
 
 
 def _line(axes: Axes, line: Array, step: float, label: str) -> None:

@@ -13,7 +13,7 @@ from layerlens.results import Attribution
 from layerlens.signatures import public
 
 from .. import style
-from ..drawing import text, token_text
+from ..drawing import intervals, text, token_text
 from ..drawing.canvas import MARGIN, Canvas
 from ..drawing.each_sample import Which, each_sample
 from ..drawing.token_text import Piece
@@ -54,6 +54,7 @@ def tokens(
     cmap: str | None = None,
     vmax: float | None = None,
     clip: float = 100.0,
+    interval: float | None = 0.9,
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
@@ -64,7 +65,8 @@ def tokens(
     Spaces are drawn as they are read, and parts of a word touch; negative tokens are underlined, for print without
     color. Tokens that are parts of one character are one cell, with their sum. Of more than `count` tokens, runs of
     weak ones are left out: a gray cell says how many, and their sum. Of several inputs, such as the source and the
-    answer of an encoder-decoder, the tokens of each follow its name, on one scale.
+    answer of an encoder-decoder, the tokens of each follow its name, on one scale. Where values have an error, tokens
+    whose interval includes 0 are pale, with a dotted edge.
     `tokens_html` draws the same for a web page, with each value under the pointer.
 
     Args:
@@ -88,12 +90,13 @@ def tokens(
         >>> tokens(one).data["tokens"]
         ['un', 'real', 'story']
     """
-    shown = token_text.read(attribution, sample, name, labels)
+    shown = token_text.read(attribution, sample, name, labels, interval)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     found = token_text.pieces_of(shown, count)
     with Canvas(width=width, ax=ax) as canvas:
         notes = [f"{len(shown.values)} tokens; gray: left out, with their sum"] * any(piece.count for piece in found)
+        notes += intervals.note("dotted", [np.array([piece.unsettled for piece in found])], interval)
         notes += ["underlined: negative"] * any(piece.value < 0 for piece in found)
         canvas.title(title, shown.title, "; ".join(notes))
         axes = canvas.panel()
@@ -164,6 +167,8 @@ def _draw_cells(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.
     high = 1.35 * style.TEXT / 72
     values = np.array([cell.piece.value for cell in cells])
     fills = colors(np.clip((values - limits.low) / (limits.high - limits.low), 0, 1))
+    unsettled = np.array([cell.piece.unsettled for cell in cells])
+    fills = intervals.pale(fills, unsettled)
     boxes, under = [], []
     for cell, fill in zip(cells, fills, strict=True):
         top = cell.line * pitch + (pitch - high) / 2
@@ -179,6 +184,9 @@ def _draw_cells(axes: Axes, cells: Sequence[_Cell], pitch: float, limits: style.
         if cell.piece.value < 0:
             under.append([(cell.x + EDGE, top + 0.93 * high), (cell.x + cell.width - EDGE, top + 0.93 * high)])
     axes.add_collection(PatchCollection(boxes, facecolors=fills, edgecolors="white", linewidths=0.4), autolim=False)
+    edges = [box.get_bbox().corners()[[0, 1, 3, 2, 0]] for box, unsure in zip(boxes, unsettled, strict=True) if unsure]
+    if edges:
+        axes.add_collection(LineCollection(edges, colors=style.FAINT, linewidths=0.6, linestyles=":"), autolim=False)
     inks = [text_color(fill) for fill, value in zip(fills, values, strict=True) if value < 0]
     axes.add_collection(LineCollection(under, colors=inks, linewidths=0.6), autolim=False)
 

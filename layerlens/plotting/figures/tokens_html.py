@@ -15,7 +15,7 @@ from layerlens.results import Attribution
 from layerlens.signatures import public
 
 from .. import style
-from ..drawing import token_text
+from ..drawing import intervals, token_text
 from ..drawing.attribution_sample import Sample
 from ..drawing.each_sample import MOST, Which, sample_label
 from ..drawing.token_text import Piece
@@ -39,14 +39,16 @@ def tokens_html(
     cmap: str | None = None,
     vmax: float | None = None,
     clip: float = 100.0,
+    interval: float | None = 0.9,
     title: str | None = None,
     labels: Sequence[str] | None = None,
     colorbar: bool = True,
 ) -> str:
     """Write a text whose tokens are colored by their attribution as HTML, for a notebook, a page or a mail.
 
-    Each token shows its value under the pointer; negative ones are underlined. The fragment has inline styles and no
-    script, every text in it is escaped, and its paper is white on dark pages too. In a notebook:
+    Each token shows its value under the pointer, with its interval where it has one; negative tokens
+    are underlined, and those whose interval includes 0 are pale, with a dotted edge. The fragment has inline styles and
+    no script, every text in it is escaped, and its paper is white on dark pages too. In a notebook:
     `IPython.display.HTML(tokens_html(result))`.
 
     Args:
@@ -80,11 +82,11 @@ def tokens_html(
     if isinstance(sample, Sequence):
         one = functools.partial(
             tokens_html, attribution, count=count, name=name, cmap=cmap, vmax=vmax, clip=clip, title=title,
-            labels=labels, colorbar=colorbar,
+            interval=interval, labels=labels, colorbar=colorbar,
         )  # fmt: skip
         rest = [f'<div style="{PAPER}">{len(sample)} of {total} samples: sample= chooses others</div>'] if more else []
         return "\n".join([*map(one, sample), *rest])
-    shown = token_text.read(attribution, sample, name, labels)
+    shown = token_text.read(attribution, sample, name, labels, interval)
     limits = style.limits([shown.values], signed=shown.signed, clip=clip, vmax=vmax, what=shown.what)
     colors = style.colormap(cmap, signed=shown.signed, unsigned="magma_r")
     found = token_text.pieces_of(shown, count)
@@ -94,7 +96,9 @@ def tokens_html(
     text = "".join(_token_span(piece, limits, colors, shown.units) for piece in found)
     parts.append(f'<div style="overflow-wrap:anywhere">{text}</div>')
     if colorbar:
-        parts.append(_color_scale(limits, colors, shown.units, negative=any(piece.value < 0 for piece in found)))
+        marks = ["underlined: negative"] * any(piece.value < 0 for piece in found)
+        marks += intervals.note("dotted", [np.array([piece.unsettled for piece in found])], interval)
+        parts.append(_color_scale(limits, colors, shown.units, marks))
     described = html.escape(_described(shown, heading))
     return f'<div role="group" aria-label="{described}" style="{PAPER}">{"".join(parts)}</div>'
 
@@ -102,23 +106,26 @@ def tokens_html(
 def _token_span(piece: Piece, limits: style.Limits, colors: Colormap, units: str) -> str:
     if piece.heading:
         return f"<b>{html.escape(piece.text)}</b>"
-    value = f"{style.number(piece.value)} {units}"
+    ends = "" if piece.interval is None else " to ".join(style.number(end) for end in piece.interval)
+    value = f"{style.number(piece.value)} {units}{f' ({ends})' if ends else ''}"
     if piece.count:
         look, hover = f"background:{LEFT_OUT};color:{style.INK}", f"{piece.count} tokens, sum: {value}"
     else:
         fill = colors(np.clip((piece.value - limits.low) / (limits.high - limits.low), 0, 1))
+        (fill,) = intervals.pale(np.array([fill]), np.array([piece.unsettled]))
         ink = "#FFFFFF" if text_color(fill) == "white" else style.INK
         look, hover = f"background:{_hex(fill)};color:{ink}", f"{_visible(piece.text)}: {value}"
     look += ";text-decoration:underline" if piece.value < 0 else ""
+    look += f";outline:1px dotted {style.FAINT};outline-offset:-1px" if piece.unsettled else ""
     escaped = html.escape(_visible(piece.text))
     space, end = " " if piece.apart else "", "<br>" if piece.ends else ""
     return f'{space}<span style="{look};padding:.15em .1em" title="{html.escape(hover)}">{escaped}</span>{end}'
 
 
-def _color_scale(limits: style.Limits, colors: Colormap, units: str, *, negative: bool) -> str:
+def _color_scale(limits: style.Limits, colors: Colormap, units: str, marks: Sequence[str]) -> str:
     stops = ",".join(_hex(colors(place)) for place in np.linspace(0, 1, 9))
     bar = f"display:inline-block;width:12em;height:.7em;margin:0 .5em;background:linear-gradient(to right,{stops})"
-    label = ", ".join([units, *[limits.note] * bool(limits.note), *["underlined: negative"] * negative])
+    label = ", ".join([units, *[limits.note] * bool(limits.note), *marks])
     low, high = style.number(limits.low), style.number(limits.high)
     return (
         f'<div style="margin-top:.4em;font-size:12px">{low}<span style="{bar}"></span>{high} {html.escape(label)}</div>'

@@ -9,7 +9,7 @@ import numpy as np
 from layerlens.results import Attribution
 
 from .. import style
-from ..drawing import attribution_sample, steps as steps_from, table_rows
+from ..drawing import attribution_sample, intervals, steps as steps_from, table_rows
 from ..drawing.canvas import Canvas
 from ..drawing.each_sample import Which, each_sample
 from ..plot import Plot, figure
@@ -28,6 +28,7 @@ def waterfall(
     count: int = 10,
     name: str | None = None,
     width: style.Width = "column",
+    interval: float | None = 0.9,
     title: str | None = None,
     ax: Axes | None = None,
 ) -> Plot:
@@ -35,6 +36,7 @@ def waterfall(
 
     Bars begin where the one below ends: from the base value at the bottom, which is the score minus all values, to the
     score at the top. Of a complete method, such as a Shapley value, the base value is the score of the baseline.
+    Where values have an error, steps whose interval includes 0 are hatched.
 
     Args:
         attribution: values `(batch, feature)`.
@@ -56,22 +58,27 @@ def waterfall(
         >>> waterfall(found).data["base"]
         1.5
     """
-    table = table_rows.read(attribution, name)
+    table = table_rows.read(attribution, name, interval)
     row = attribution_sample.sample_index(sample, len(table.values), "the table")
     values = table.values[row]
     kept, others = table_rows.order(np.abs(values), count)
     items = [table_rows.named(table, row, feature) for feature in kept]
     steps = values[kept]
+    unsettled = None if table.widths is None else intervals.unsettled(steps, table.widths[row][kept])
     if others:
         items.append(f"{len(others)} others")
         steps = np.append(steps, values[others].sum())
+        unsettled = None if unsettled is None else np.append(unsettled, False)
     score = float(attribution.score[row])
     base = score - float(values.sum())
     with Canvas(width=width, ax=ax) as canvas:
         sums = f"base {style.number(base)} + values {style.number(float(values.sum()))} = score {style.number(score)}"
-        canvas.title(title, f"{words(attribution.how)}, {attribution.target_of(row)}", sums)
+        marks = intervals.note("hatched step", [unsettled], interval)
+        canvas.title(title, f"{words(attribution.how)}, {attribution.target_of(row)}", "; ".join([sums, *marks]))
         axes = canvas.panel()
-        height, start, end = steps_from.draw(axes, items, steps, base, score, attribution.units, canvas.width)
+        height, start, end = steps_from.draw(
+            axes, items, steps, base, score, attribution.units, canvas.width, hatched=unsettled
+        )
         canvas.panels[-1].height = height
         return canvas.finish(
             {"items": items, "values": steps, "start": start, "end": end, "base": base, "score": score}

@@ -11,16 +11,12 @@ import torch
 from layerlens.errors import InputError, need
 from layerlens.inputs.tables import Index, Names, check_names
 from layerlens.inputs.token_texts import Group
-from layerlens.model.tensors import ByTensor
 from layerlens.model.trees import as_array, describe
 
 from ..arithmetic import combined
 from ..base import Result, numbers
-from ..intervals import intervals_of
+from ..intervals import intervals_of, joined
 from ..tables import rows
-from ..values.layer_profile import LayerProfile
-from ..values.ledger import Ledger
-from ..values.ranking import Ranking
 from .token_spans import Span, marked_texts, span_groups, sums, word_groups
 
 Values = torch.Tensor | dict[str, torch.Tensor]
@@ -123,6 +119,33 @@ class Attribution(Result):
             (tensor([[0.8218, 1.6435]]), tensor([[1.1782, 2.3565]]))
         """
         return intervals_of(self.method, self.values, self.standard_error, self.degrees, self.skewness, share)
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether the values have an error, and so an `interval`."""
+        return self.standard_error is not None
+
+    def settled(self, share: float = 0.9) -> Values:
+        """Whether the sign of each value is settled: True where its `interval` excludes 0, in the form of `values`.
+
+        It is False where the error of a value is not known (NaN). Of values that are truly 0, one in ten seems settled
+        at 0.9.
+
+        Args:
+            share: share of the interval.
+
+        Raises:
+            InputError: when the values have no standard error.
+            OptionError: when the share is not between 0 and 1.
+
+        Example:
+            >>> a = Attribution(torch.tensor([[1.0, 2.0]]), None, True, "score", "", "", {}, torch.ones(1),
+            ...                 standard_error=torch.tensor([[0.1, 2.0]]), degrees=12)
+            >>> a.settled()
+            tensor([[ True, False]])
+        """
+        found: Values = joined(lambda low, high: (low > 0) | (high < 0), *self.interval(share))
+        return found
 
     def numpy(self) -> Any:
         """The values as a numpy array, or as a dict of arrays; bfloat16 becomes float32."""
@@ -363,31 +386,3 @@ class Attribution(Result):
             drawn = next(name for name in ("samples", "permutations", "draws") if name in self.settings)
             rows.append(("until", f"{self.settings['until']}, {drawn}: {self.settings[drawn]}"))
         return [*rows, ("score", numbers(self.score)), *chosen, *((k, numbers(one)) for k, one in self.checks.items())]
-
-
-@dataclasses.dataclass(frozen=True, eq=False, repr=False)
-class Relevance(Attribution):
-    """Relevance of every input, and of every layer's output that was asked for, with the ledger of the whole score.
-
-    Attributes:
-        ledger: where the score went: inputs + additive constants + what rules absorbed = score.
-        layers: relevance at layer outputs, by layer; the tuple holds one tensor per call. A layer that returned several
-            tensors has an entry for each that the score depends on, such as `"rnn/h_n"`; `"rnn"` is then another name
-            of it if there is only one.
-        profile: sum and absolute sum of relevance by layer, in order of execution.
-        rules_used: operation -> the rule that it got.
-        parameters: relevance that passes each parameter that was asked for, shaped like it, summed over the batch.
-        bases: layer -> relevance of the features of its basis, where one was asked for: means over samples of sums over
-            places, with `"constant"` and `"error"`. The checks are `"per place"`, `(items, batch, *places)`,
-            `"per sample"`, `(items, batch)`, and `"layer"`, `(batch, *places)`, what the items sum to.
-    """
-
-    ledger: Ledger = dataclasses.field(kw_only=True)
-    layers: dict[str, tuple[torch.Tensor, ...]] = dataclasses.field(kw_only=True, default_factory=dict)
-    profile: LayerProfile | None = dataclasses.field(kw_only=True, default=None)
-    rules_used: dict[str, str] = dataclasses.field(kw_only=True, default_factory=dict)
-    parameters: dict[str, torch.Tensor] = dataclasses.field(kw_only=True, default_factory=dict)
-    bases: dict[str, Ranking] = dataclasses.field(kw_only=True, default_factory=dict)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", ByTensor(self.layers))

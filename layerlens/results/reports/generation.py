@@ -10,7 +10,7 @@ import torch
 from layerlens.errors import OptionError, need
 
 from ..maps.attention_weights import AttentionWeights
-from ..maps.attribution import Relevance
+from ..maps.relevance import Relevance
 from ..values.explained import Explained
 from ..values.matrix import Matrix
 from .logit_lens import LogitLens
