@@ -55,6 +55,7 @@ _NAMES = {
     "analyzers.concepts": """
         rank_concepts concept_relevance top_inputs tcav concept_activation Basis SparseAutoencoder basis feature_effects
     """,
+    "analyzers.uncertainty": "model_uncertainty",
     "analyzers.checks": "check check_gradient",
     "analyzers.faithfulness": "evaluate cascading_randomization",
     "analyzers.groups": "compare_groups explain_errors",

@@ -71,6 +71,7 @@ from .analyzers.sensitivity.sensitivity import sensitivity as sensitivity
 from .analyzers.sensitivity.weights.weight_sensitivity import weight_sensitivity as weight_sensitivity
 from .analyzers.structure.layer_table import layers as layers
 from .analyzers.structure.routes import compare_routes as compare_routes, route as route
+from .analyzers.uncertainty.model_uncertainty import model_uncertainty as model_uncertainty
 from .axes.followed import name_axes as name_axes
 from .inputs.batches import Data as Data
 from .lens import Lens as Lens
@@ -85,12 +86,13 @@ from .results.base import load as load
 from .results.maps.activation_maps import ActivationMaps as ActivationMaps
 from .results.maps.adversarial_examples import AdversarialExamples as AdversarialExamples
 from .results.maps.attention_weights import AttentionWeights as AttentionWeights
-from .results.maps.attribution import Attribution as Attribution, Relevance as Relevance
+from .results.maps.attribution import Attribution as Attribution
 from .results.maps.feature_visualization import FeatureVisualization as FeatureVisualization
 from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
 from .results.maps.mean_rank import mean_rank as mean_rank
 from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
+from .results.maps.relevance import Relevance as Relevance
 from .results.maps.sampling_attribution import SamplingAttribution as SamplingAttribution
 from .results.maps.top_inputs import TopInputs as TopInputs
 from .results.reports.checks import Finding as Finding, ModelChecks as ModelChecks

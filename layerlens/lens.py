@@ -23,6 +23,7 @@ from .analyzers.activation.feature_visualization.feature_visualization import fe
 from .analyzers.saliency import grad_cam as class_activation_map, saliency_by_target as by_target
 from .analyzers.saliency.perturbation.interactions import interactions as feature_interactions
 from .analyzers.structure import compare_routes as difference_of_routes, layers as layer_table, route as route_of
+from .analyzers.uncertainty import model_uncertainty as over_models
 from .binding import bind
 from .errors import TargetError
 from .explorer import explore as explore_model
@@ -71,6 +72,12 @@ def _unwrap_other_with_forward(lens: WrappedModel, given: dict[str, Any], known:
     if isinstance(given.get("other"), WrappedModel):
         given.setdefault("other_forward", given["other"].forward)
         given["other"] = given["other"].model
+
+
+def _unwrap_models(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
+    """Take the models of other lenses."""
+    if isinstance(given.get("models"), (list, tuple)):
+        given["models"] = [one.model if isinstance(one, WrappedModel) else one for one in given["models"]]
 
 
 def _read_data(lens: WrappedModel, given: dict[str, Any], known: Inputs | None) -> None:
@@ -184,6 +191,7 @@ class Lens(WrappedModel):
     # what mattered for the score
     saliency = families.saliency
     saliency_by_target = bind(by_target, prepare=_read_targets)
+    model_uncertainty = bind(over_models, prepare=_unwrap_models)
     grad_cam = bind(class_activation_map)
     interactions = bind(feature_interactions)
     relevance = bind(lrp.relevance)

@@ -24,7 +24,8 @@ ROOT = Path(__file__).resolve().parents[1]
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 PACKAGES = {"demo": "skimage", "text": "transformers", "pandas": "pandas", "xarray": "xarray", "sklearn": "sklearn",
             "ray": "ray", "docs": "sphinx",
-            "interactions": "shapiq", "trak": "dattri", "widget": "anywidget"}  # fmt: skip
+            "interactions": "shapiq", "trak": "dattri", "widget": "anywidget",
+            "laplace": "laplace"}  # fmt: skip
 """Extra -> a module that comes with it and not with layerlens itself; jinja2, of `report`, comes with torch as well."""
 
 
@@ -61,6 +62,9 @@ def alone() -> None:
         "interactions": lambda: lens.interactions(x[:1]),
         "trak": lambda: lens.influence(training=layerlens.Data(x, labels=[0] * 8), method="trak"),
         "widget": lambda: lens.explore(x[:1], targets=0).widget(),
+        "laplace": lambda: lens.model_uncertainty(
+            x, models="laplace", training=layerlens.Data(x, labels=[0, 1] * 4), method="gradient"
+        ),
         "ray": lambda: lens.over(x, engine="ray", store="run").capture(),
     }
     for extra, call in calls.items():
@@ -115,6 +119,18 @@ def ray() -> None:
     assert torch.equal(spread["pool"].tensor(), own["pool"].tensor())
 
 
+def laplace() -> None:
+    """Draw last layers of a small model."""
+    import torch
+
+    import layerlens
+
+    x, net = torch.randn(40, 3), torch.nn.Linear(3, 2)
+    training = layerlens.Data(x, labels=(x[:, 0] > 0).long().tolist())
+    found = layerlens.model_uncertainty(net, x[:1], method="gradient", models="laplace", training=training)
+    assert float(found.deviation.min()) > 0
+
+
 ROWS: dict[str, Callable[[], None]] = {
     "alone": alone,
     "demo": command("-m", "layerlens", "demo", "--out", "gallery"),
@@ -130,6 +146,7 @@ ROWS: dict[str, Callable[[], None]] = {
     ),
     "trak": lambda: blocks("docs/groups-and-errors.md", "from layerlens import Data", 'method="trak"'),
     "widget": lambda: blocks("docs/explorer.md", ".widget()"),
+    "laplace": laplace,
     "ray": ray,
     "docs": command(str(ROOT / "docs/site/build.py"), "--out", "site/html"),
 }

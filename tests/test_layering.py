@@ -42,6 +42,7 @@ BUILDS_ON = {  # family of analyzers -> families whose public functions it calls
     "checks": {"relevance", "saliency", "faithfulness"},
     "faithfulness": {"saliency"},
     "groups": {"saliency"},
+    "uncertainty": {"saliency"},
     "generation": {"activation", "concepts", "dynamics", "relevance", "saliency"},
 }
 HOME = {  # package -> the only room that may import it

@@ -40,7 +40,7 @@ GROUPS = {
     "saliency": (
         "Saliency",
         "How much each input value contributed to a score: one door to all methods.",
-        "saliency saliency_by_target interactions mean_rank",
+        "saliency saliency_by_target model_uncertainty interactions mean_rank",
     ),
     "relevance": (
         "Relevance",
@@ -88,10 +88,10 @@ GROUPS = {
         "What analyzers return: data with `.plot()`, `.save()` and `.explain()`.",
         """
         load results ActivationMaps AdversarialExamples AnswerAttribution AttentionWeights AttributionGraph
-        Contributions Attribution Curve ErrorExplanation FaithfulnessCurve FeatureVisualization Finding Generation
-        GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth LayerProfile LayerTable Leaderboard
-        Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates Relevance Routes
-        SamplingAttribution Steering TopInputs TrainingHistory UnitStatistics
+        Contributions Attribution Curve EnsembleAttribution ErrorExplanation FaithfulnessCurve FeatureVisualization
+        Finding Generation GroupComparison GroupEffects Guide Influence LatentTraversal LayerHealth LayerProfile
+        LayerTable Leaderboard Ledger LogitLens Matrix MethodTable ModelChecks Ranking ReceptiveField RecurrentStates
+        Relevance Routes SamplingAttribution Steering TopInputs TrainingHistory UnitStatistics
         """,
     ),
     "plotting": ("Figures", "Functions of results that return a `Plot`.", "plotting"),

@@ -116,6 +116,13 @@ QUESTIONS: Final[tuple[Question, ...]] = (
         ("a gradient",),
     ),
     Question(
+        "Would another training say the same?",
+        'lens.model_uncertainty(x, target={target}, models="dropout", method="input_x_gradient")',
+        "20 gradients",
+        ("a gradient",),
+        "a model with dropout, its training data, or several models",
+    ),
+    Question(
         "Which part of the context made this answer?",
         "lens.explain_answer(prompt)",
         "12 forward passes",

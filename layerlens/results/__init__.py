@@ -5,6 +5,7 @@ from .maps.activation_maps import ActivationMaps
 from .maps.adversarial_examples import AdversarialExamples
 from .maps.attention_weights import AttentionWeights
 from .maps.attribution import Attribution
+from .maps.ensemble_attribution import EnsembleAttribution
 from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
 from .maps.mean_rank import mean_rank
@@ -48,6 +49,7 @@ __all__ = [
     "AttributionGraph",
     "Contributions",
     "Curve",
+    "EnsembleAttribution",
     "Entry",
     "ErrorExplanation",
     "Explained",

@@ -75,6 +75,9 @@ ANALYZERS = {
         model, x, target=target, rules="epsilon_plus", layers=None
     ),
     "saliency by target": lambda model, x, target: layerlens.saliency_by_target(model, x, targets=[target, target])[0],
+    "model uncertainty": lambda model, x, target: layerlens.model_uncertainty(
+        model, x, models=[model, model], target=target, method="gradient"
+    ),
     "relevance by target": lambda model, x, target: layerlens.relevance_by_target(model, x, targets=[target])[0],
     "relevance of parameters": lambda model, x, target: layerlens.relevance(
         model, x, target=target, rules="epsilon", parameters="*"

@@ -49,7 +49,7 @@ def test_settled_is_where_the_interval_excludes_zero():
     with pytest.raises(InputError, match="no standard error, so no interval"):
         attribution(1, 5).settled()
     with pytest.raises(OptionError, match="between 0 and 1"):
-        attribution(1, 5).plot(interval=1.5)
+        found.plot(interval=1.5)
 
 
 def test_places_of_an_image_are_faded():

@@ -13,6 +13,7 @@ from layerlens.results import (
     AttributionGraph,
     Contributions,
     Curve,
+    EnsembleAttribution,
     Entry,
     ErrorExplanation,
     FaithfulnessCurve,
@@ -97,6 +98,12 @@ def relevance():
     base = {name: getattr(attribution(), name) for name in names}
     layers = {"conv": (normal(2, 3), normal(2, 3, seed=1)), "fc": (normal(2, 2),)}
     return Relevance(**base, ledger=ledger(), layers=layers, profile=profile(), rules_used={"AddmmBackward0": "zero"})
+
+
+def ensemble():
+    fields = {field.name: getattr(attribution(), field.name) for field in dataclasses.fields(Attribution)}
+    spread = normal(2, 3, 4, 4, seed=2).abs()
+    return EnsembleAttribution(**fields, deviation=spread, agreement=spread / spread.max(), models=20)
 
 
 def table(**changes):
@@ -317,6 +324,7 @@ RESULTS = {
     "ModelChecks": model_checks,
     "Attribution": attribution,
     "Relevance": relevance,
+    "EnsembleAttribution": ensemble,
     "ActivationMaps": maps,
     "LayerTable": table,
     "LayerProfile": profile,

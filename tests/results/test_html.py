@@ -133,6 +133,7 @@ def test_a_stop_is_not_swallowed(monkeypatch):
 MAIN = {
     "Attribution": lambda result: result.values,
     "Relevance": lambda result: result.values,
+    "EnsembleAttribution": lambda result: result.values,
     "ActivationMaps": lambda result: result.values,
     "LayerProfile": lambda result: result.values,
     "Ledger": lambda result: torch.stack([entry.amount for entry in result.entries]).double(),

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import math
+import re
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -215,3 +217,23 @@ def warn_of_zeros(values: Mapping[str, torch.Tensor], method: str, why: str = FL
         warn(
             f"{method}: the values{of} are zero everywhere, so they explain nothing: {why}.",
         )
+
+
+@contextlib.contextmanager
+def each_once(what: str) -> Iterator[None]:
+    """Give each warning once, whatever numbers it holds: copies of a sample repeat its warnings.
+
+    Args:
+        what: what is repeated, with which the warnings begin.
+
+    Yields:
+        Nothing.
+    """
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        yield
+    said: dict[tuple[type[Warning], str], str] = {}
+    for one in caught:
+        said.setdefault((one.category, re.sub(r"\d[\d.e+-]*|[^a-zA-Z]", "", str(one.message))), str(one.message))
+    for (category, _), message in said.items():
+        warn(message if message.startswith(what) else f"{what}: {message}", category)

@@ -10,12 +10,12 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
+from layerlens.analyzers.common.last_linear import last_linear
 from layerlens.errors import InputError, OptionError, check_count, check_seed, choose, need
 from layerlens.inputs.batches import Data, Labels, Read, Samples
 from layerlens.inputs.inputs import Forward, as_inputs
 from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Layers, Selection
-from layerlens.probes.probe import Probe
 from layerlens.progress import track
 from layerlens.results import Influence
 from layerlens.signatures import public
@@ -221,14 +221,9 @@ def _last_linear(model: nn.Module, forward: Forward | None, chosen: list[str] | 
     Raises:
         OptionError: when there is none.
     """
-    linear = [name for name, one in model.named_modules() if isinstance(one, nn.Linear) and name]
-    with torch.no_grad(), Probe(model, linear or None) as record:
-        output = Carrier(model, forward, [])(inputs)
-    found = [
-        name for name in linear if name in record and any(torch.equal(one.output, output) for one in record.calls(name))
-    ]
+    found = [name for name in last_linear(model, lambda: Carrier(model, forward, [])(inputs)) if name]
     found = [name for name in found if chosen is None or name in chosen]
-    if not found or output.ndim != 2:
+    if not found:
         raise OptionError(
             "tracin_fast needs a linear layer whose output is the output of the model; "
             f"{'the selected layers are' if chosen else 'this model has'} not one. Take method='tracin' with layers=."

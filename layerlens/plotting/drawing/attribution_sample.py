@@ -198,9 +198,7 @@ def read_texts(
     return dataclasses.replace(
         first,
         values=np.concatenate([one.values for _, one in found]),
-        widths=None
-        if first.widths is None
-        else np.concatenate([one.widths for _, one in found if one.widths is not None]),
+        widths=np.concatenate(widths) if len(widths) == len(found) else None,
         tokens=tuple(token for _, one in found for token in one.tokens or ()),
         as_read=all(one.as_read for _, one in found),
         parts=tuple((one, start) for (one, _), start in zip(found, starts, strict=False)),

@@ -126,7 +126,9 @@ def draw(
     drawn = axes.barh(rows, values, height=0.72, color=colors, linewidth=0, **options)
     if widths is not None:
         known = ~np.isnan(widths).any(axis=1)
-        hatch(drawn, known & intervals.unsettled(values, widths))
+        unsettled = intervals.unsettled(values, widths)
+        assert unsettled is not None
+        hatch(drawn, known & unsettled)
         axes.errorbar(
             values[known], rows[known], xerr=widths[known].T, fmt="none", ecolor=style.INK, elinewidth=0.7, capsize=1.6,
             capthick=0.7,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import re
-import warnings
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -13,11 +10,11 @@ from torch import nn
 
 from layerlens.analyzers.common.batch_size import BatchSize, first_score
 from layerlens.analyzers.common.features.references import Baselines, references
-from layerlens.analyzers.common.messages import numbered, sample_numbers
+from layerlens.analyzers.common.messages import each_once, numbered, sample_numbers
 from layerlens.analyzers.common.registry import Method, method_named
 from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import Leaves, scoring, warn_of_zeros
-from layerlens.errors import InputError, OptionError, warn
+from layerlens.errors import InputError, OptionError
 from layerlens.inputs.inputs import Forward, Input, Inputs
 from layerlens.model.layers import Selection
 from layerlens.model.trees import map_tensors
@@ -106,7 +103,7 @@ def noisy_maps(
         with numbered(tuple(sample_numbers(own.tolist())), inputs.batch):
             return inner.function(model, changed, target=aim.on(None, own), forward=forward, **given)
 
-    with _each_once(f"{name} of {of}, on noisy copies"):
+    with each_once(f"{name} of {of}, on noisy copies"):
         plain = maps(inputs, rows, torch.zeros_like(rows))
         order = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the noise
         drawn = torch.randint(max(1, len(starts)), (samples,), generator=order).to(rows.device)
@@ -198,16 +195,3 @@ def _of_rows(options: Mapping[str, Any], inputs: Inputs, rows: torch.Tensor) -> 
         return tensor[rows.to(tensor.device)] if each else tensor
 
     return {name: map_tensors(value, chosen) for name, value in options.items()}
-
-
-@contextmanager
-def _each_once(what: str) -> Iterator[None]:
-    """Give each warning once, whatever numbers it holds: copies of a sample repeat its warnings."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        yield
-    said: dict[tuple[type[Warning], str], str] = {}
-    for one in caught:
-        said.setdefault((one.category, re.sub(r"\d[\d.e+-]*|[^a-zA-Z]", "", str(one.message))), str(one.message))
-    for (category, _), message in said.items():
-        warn(message if message.startswith(what) else f"{what}: {message}", category)

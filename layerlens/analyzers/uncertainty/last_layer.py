@@ -1,0 +1,123 @@
+"""The posterior of the weights of a last linear layer, by laplace-torch."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from layerlens.analyzers.common.last_linear import last_linear
+from layerlens.errors import InputError, need
+from layerlens.inputs.batches import Data, Samples
+from layerlens.inputs.inputs import Forward, Inputs
+from layerlens.probes.probe import Probe
+
+ROWS = 256
+"""Samples in a batch of the fit."""
+
+
+def last_layer_weights(
+    model: nn.Module,
+    inputs: Inputs,
+    training: Samples,
+    options: Mapping[str, Any],
+    count: int,
+    seed: int,
+    forward: Forward | None,
+) -> tuple[nn.Linear, torch.Tensor]:
+    """Return the last linear layer of a borrowed model, and draws of its weights, `(draws, parameters)`.
+
+    laplace-torch is given a copy of the layer, and what the layer takes as its data, so it never sees the model.
+
+    Args:
+        model: a model inside `borrowed`.
+        inputs: what it runs on.
+        training: data with labels.
+        options: options of `laplace.Laplace`.
+        count: number of draws.
+        seed: seed of the draws.
+        forward: what to call instead of the model.
+
+    Raises:
+        InputError: when the output is not that of a linear layer, or labels are missing or do not fit.
+        MissingPackage: when laplace-torch is not installed.
+    """
+    laplace = need("laplace", 'model_uncertainty(models="laplace")', "laplace")
+    names = last_linear(model, lambda: inputs.run(model, forward))
+    if not names:
+        raise InputError(
+            f"the output of {type(model).__name__} is not that of a linear layer, whose weights could be drawn. Give a "
+            "model that returns logits, or models=[...], such as draws of your own posterior."
+        )
+    layer = model.get_submodule(names[-1])
+    assert isinstance(layer, nn.Linear)
+    features, labels = _features(model, names[-1], training, forward)
+    alone = copy.deepcopy(layer).requires_grad_(True)
+    classes = not labels.is_floating_point()
+    if classes and layer.out_features < 2:
+        raise InputError("class labels need an output (batch, classes); for one logit give models=[...].")
+    if not classes:
+        labels = labels.reshape(len(labels), -1).to(features)
+    chosen = {"hessian_structure": "kron", **options}
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the packages that it imports
+        if not classes:
+            residuals = labels - alone(features).detach()
+            chosen = {"sigma_noise": float(residuals.square().mean().sqrt()), **chosen}
+        found = laplace.Laplace(alone, "classification" if classes else "regression", subset_of_weights="all", **chosen)
+        found.fit(DataLoader(TensorDataset(features, labels), batch_size=ROWS))
+        if "prior_precision" not in options:
+            found.optimize_prior_precision(method="marglik")
+        drawn: torch.Tensor = found.sample(count, generator=torch.Generator().manual_seed(seed))
+    return layer, drawn.detach()
+
+
+def _features(
+    model: nn.Module, name: str, training: Samples, forward: Forward | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a layer takes from each sample of the training data, `(samples, features)`, and the labels.
+
+    Raises:
+        InputError: when labels are missing or are names.
+    """
+    features, labels = [], list[Any]()
+    for batch in Data.of(training).batches(model, "the training data"):
+        if batch.labels is None:
+            raise InputError("the posterior needs labels: training=Data(x, labels=...), or pairs (x, label).")
+        with torch.no_grad(), Probe(model, name, inputs=True) as record:
+            batch.inputs.run(model, forward)
+        args, _ = record.calls(name)[-1].inputs
+        features.append(args[0].detach())
+        labels += batch.labels
+    if any(isinstance(label, str) for label in labels):
+        raise InputError(f"labels of the training data are names, such as {labels[0]!r}; give class indices.")
+    return torch.cat(features), torch.tensor(labels, device=features[0].device)
+
+
+@contextlib.contextmanager
+def with_weights(layer: nn.Linear, weights: torch.Tensor) -> Iterator[None]:
+    """Give a layer other weights within a `with` block; its own tensors are put back afterwards.
+
+    Args:
+        layer: a linear layer.
+        weights: its weight and bias in one row, `(parameters,)`.
+
+    Yields:
+        Nothing.
+    """
+    parameters = [one for one in (layer.weight, layer.bias) if one is not None]
+    before = [one.data for one in parameters]
+    parts = torch.split(weights, [one.numel() for one in parameters])
+    try:
+        for parameter, part in zip(parameters, parts, strict=True):
+            parameter.data = part.reshape(parameter.shape).to(parameter)
+        yield
+    finally:
+        for parameter, data in zip(parameters, before, strict=True):
+            parameter.data = data
