@@ -1,6 +1,10 @@
 """Small models of each kind of input, and tasks for them with a planted answer, made in seconds."""
 
+# mypy: disable-error-code="no-any-return,no-untyped-call"
 from __future__ import annotations
+
+import itertools
+import math
 
 import torch
 from torch import nn
@@ -89,6 +93,67 @@ class Hybrid(nn.Module):
         return self.head(self.rnn(self.read(x).relu().transpose(1, 2))[0].amax(dim=1))
 
 
+class Placed(nn.Module):
+    """Convolutions with a stride over a series, and two transformer blocks that know the places."""
+
+    def __init__(self, channels: int, classes: int, length: int, stride: int, last: bool = False) -> None:
+        super().__init__()
+        self.last = last  # whether the axis of the channels is the last one
+        read = nn.Conv1d(channels, 16, 2 * stride + 1, stride=stride, padding=stride)
+        self.read = nn.Sequential(read, nn.ReLU(), nn.Conv1d(16, WIDTH, 3, padding=1))
+        self.places = nn.Parameter(0.1 * torch.randn(1, -(-length // stride), WIDTH))
+        block = nn.TransformerEncoderLayer(WIDTH, 4, 2 * WIDTH, 0.0, "gelu", batch_first=True, norm_first=True)
+        self.blocks = nn.TransformerEncoder(block, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(WIDTH), nn.Linear(WIDTH, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, classes) of a series (batch, channel, time), or (batch, time, channel)."""
+        steps = self.read(x.transpose(1, 2) if self.last else x).transpose(1, 2)
+        return self.head(self.norm(self.blocks(steps + self.places)).mean(dim=1))
+
+
+class Gated(nn.Module):
+    """A GRU or an LSTM on a series (batch, time, feature): its last state, or the mean or the largest of its states."""
+
+    def __init__(
+        self, channels: int, classes: int, rnn: type[nn.GRU | nn.LSTM], read: str = "last", both: bool = False
+    ) -> None:
+        super().__init__()
+        self.rnn, self.how = rnn(channels, 24, batch_first=True, bidirectional=both), read
+        self.head = nn.Linear(48 if both else 24, classes)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, classes) of a series (batch, time, feature)."""
+        states = self.rnn(x)[0]
+        if self.how == "last":
+            return self.head(states[:, -1])
+        return self.head(states.mean(dim=1) if self.how == "mean" else states.amax(dim=1))
+
+
+class Residual(nn.Module):
+    """Three residual blocks with BatchNorm over a series, each pooled by two, and the mean over time."""
+
+    def __init__(self, channels: int, classes: int, width: int = 16) -> None:
+        super().__init__()
+        sizes = (channels, width, 2 * width, 2 * width)
+        self.blocks = nn.ModuleList(self._block(*pair) for pair in itertools.pairwise(sizes))
+        self.across = nn.ModuleList(nn.Conv1d(*pair, 1) for pair in itertools.pairwise(sizes))
+        self.head = nn.Linear(sizes[-1], classes)
+
+    @staticmethod
+    def _block(taken: int, given: int) -> nn.Module:
+        layers: list[nn.Module] = []
+        for inner, kernel in ((taken, 7), (given, 5)):
+            layers += [nn.Conv1d(inner, given, kernel, padding=kernel // 2), nn.BatchNorm1d(given), nn.ReLU()]
+        return nn.Sequential(*layers[:-1])
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return logits (batch, classes) of a series (batch, channel, time)."""
+        for block, across in zip(self.blocks, self.across, strict=True):
+            x = F.max_pool1d((block(x) + across(x)).relu(), 2)
+        return self.head(x.mean(dim=2))
+
+
 class Spectral(nn.Module):
     """Reads a waveform (batch, samples) by its spectrogram."""
 
@@ -116,12 +181,22 @@ class Hard(nn.Module):
         return self.model((x * self.levels).round() / self.levels)
 
 
-def convolutional(channels: int, classes: int, kernel: int, stride: int) -> nn.Module:
-    """A network of two convolutions over time."""
+def convolutional(channels: int, classes: int, kernel: int, stride: int, hidden: int = 0) -> nn.Module:
+    """A network of two convolutions over time, with a hidden layer behind them if it has units."""
+    head: list[nn.Module] = [nn.Linear(16, hidden), nn.ReLU()] if hidden else []
     return nn.Sequential(
         nn.Conv1d(channels, 16, kernel, stride=stride, padding=kernel // 2), nn.ReLU(),
         nn.Conv1d(16, 16, 5, stride=2, padding=2), nn.ReLU(), nn.AdaptiveMaxPool1d(1), nn.Flatten(),
-        nn.Linear(16, classes),
+        *head, nn.Linear(hidden or 16, classes),
+    )  # fmt: skip
+
+
+def flattened(channels: int, classes: int, length: int) -> nn.Module:
+    """A network of strided convolutions whose head sees all places."""
+    return nn.Sequential(
+        nn.Conv1d(channels, 16, 9, stride=4, padding=4), nn.ReLU(),
+        nn.Conv1d(16, 16, 5, stride=2, padding=2), nn.ReLU(), nn.Flatten(),
+        nn.Linear(16 * -(-length // 8), classes),
     )  # fmt: skip
 
 
@@ -211,18 +286,33 @@ def tones(count: int, seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tens
     return x, label, mask
 
 
-def fit(model: nn.Module, batch: object, steps: int, size: int = 64, rate: float = 3e-3) -> nn.Module:
-    """Train a classifier, or a regression where the labels are numbers, on batches `batch[0], batch[1]`."""
+def fit(
+    model: nn.Module,
+    batch: object,
+    steps: int,
+    size: int = 64,
+    rate: float = 3e-3,
+    noise: float = 0.0,
+    clip: float = math.inf,
+) -> nn.Module:
+    """Train a classifier, or a regression where the labels are numbers, on batches `batch[0], batch[1]`.
+
+    The deviation of the noise on the inputs and the largest norm of a gradient can be given.
+    """
     x, labels = batch[0], batch[1]  # type: ignore[index]
     draw = torch.Generator().manual_seed(0)
     optimizer = torch.optim.AdamW(model.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, steps)
     for _ in range(steps):
         rows = torch.randint(len(labels), (size,), generator=draw)
-        out = model(**{name: one[rows] for name, one in x.items()}) if isinstance(x, dict) else model(x[rows])
+        if isinstance(x, dict):
+            out = model(**{name: one[rows] for name, one in x.items()})
+        else:
+            out = model(x[rows] + noise * torch.randn(x[rows].shape, generator=draw) if noise else x[rows])
         loss = F.mse_loss(out[:, 0], labels[rows]) if labels.is_floating_point() else F.cross_entropy(out, labels[rows])
         optimizer.zero_grad()
         loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), clip)
         optimizer.step()
         schedule.step()
     return model.eval()
