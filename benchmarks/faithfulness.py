@@ -1,6 +1,6 @@
 """Which map of an image is faithful: every kind of method by insertion, deletion, ROAD and sufficiency, with controls.
 
-python -m benchmarks.faithfulness measure FOLDER [PART PARTS]    (a night on two cores; can be taken up again)
+python -m benchmarks.faithfulness measure FOLDER [PART PARTS]    (a night on two cores; goes on from what is stored)
 python -m benchmarks.faithfulness pack FOLDER                    (writes benchmarks/faithfulness.npz)
 python -m benchmarks.faithfulness report > benchmarks/faithfulness.md
 python -m benchmarks.faithfulness pictures                       (docs/faithfulness-*.png, some minutes on one core)
@@ -24,11 +24,14 @@ import torch
 
 from .image_curves import Curves
 from .image_masks import masked
-from .image_methods import CANDIDATES, CONTROLS, FIRST, METHODS, RIVALS, SECOND, Map
+from .image_methods import CANDIDATES, CONTROLS, FIRST, METHODS, PLAIN, RIVALS, SECOND, Map
 from .image_pictures import Job, jobs
+from .image_report import pack, report, unpack
 
-ORDER = [(network, names) for network in ("lite0", "lite1", "lite2") for names in (FIRST, RIVALS, CANDIDATES, SECOND)]
-ORDER += [("digits", None), ("lite0", None)]
+ORDER: list[tuple[str, tuple[str, ...] | None]] = [
+    (network, names) for network in ("lite0", "lite1", "lite2") for names in (FIRST, RIVALS, CANDIDATES, SECOND)
+]
+ORDER += [("digits", PLAIN), ("lite0", None)]
 """What is measured, in this order: the table is useful at any time. Only Lite0 and the digits get every row."""
 
 FORWARD = 8
@@ -48,7 +51,7 @@ def measure(folder: Path, part: int = 0, parts: int = 1) -> None:
     """Measure every method on every picture, a file a picture; what is there is kept."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    folder.mkdir(parents=True, exist_ok=True)
+    unpack(folder)
     for network, names in ORDER:
         for job in jobs(network, part, parts):
             for name in _measured(folder, job, rows(names)):
@@ -92,12 +95,8 @@ if __name__ == "__main__":
     if task == "measure":
         measure(Path(rest[0]), *map(int, rest[1:]))
     elif task == "pack":
-        from .image_report import pack
-
         pack(Path(rest[0]))
     elif task == "report":
-        from .image_report import report
-
         report()
     else:
         from .image_figures import write

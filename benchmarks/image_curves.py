@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import copy
 import functools
+import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,12 +34,27 @@ FEW = 3
 
 
 @functools.lru_cache(maxsize=4)
-def faster(model: nn.Module) -> nn.Module:
-    """A copy of a model with its channels last, which is faster on a CPU.
+def faster(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    """The same function of pictures `(n, channel, height, width)`, faster on a CPU.
 
-    In bfloat16 it is twice as fast again, but moves the difference of two maps by up to .02 on a picture.
+    By OpenVINO, if its package is there, in less than half the time, and the same to 1e-5; else by a copy with its
+    channels last. In bfloat16 it is faster still, but moves the difference of two maps by up to .02 on a picture.
     """
-    return copy.deepcopy(model).to(memory_format=torch.channels_last)
+    if importlib.util.find_spec("openvino") is None:
+        last = copy.deepcopy(model).to(memory_format=torch.channels_last)
+        return lambda x: last(x.contiguous(memory_format=torch.channels_last))
+    import openvino
+
+    options = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32"}
+    by_size: dict[torch.Size, Any] = {}
+
+    def run(x: torch.Tensor) -> torch.Tensor:
+        if x.shape[1:] not in by_size:
+            converted = openvino.convert_model(copy.deepcopy(model), example_input=x)
+            by_size[x.shape[1:]] = openvino.Core().compile_model(converted, "CPU", options)
+        return torch.from_numpy(by_size[x.shape[1:]](x.numpy())[0])
+
+    return run
 
 
 class Curves:
@@ -57,9 +75,7 @@ class Curves:
     def probability(self, x: torch.Tensor) -> torch.Tensor:
         """The probabilities of the class, `(n,)`, 16 pictures at a time."""
         with torch.inference_mode():
-            parts = [
-                self.model(part.contiguous(memory_format=torch.channels_last)).softmax(dim=1) for part in x.split(16)
-            ]
+            parts = [self.model(part).softmax(dim=1) for part in x.split(16)]
         return torch.cat(parts)[:, self.target].clone()
 
     def __call__(self, values: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,7 @@
 
 python -m benchmarks.faithfulness pictures    (two or three minutes on one core)
 
-The leaderboard is drawn from benchmarks/faithfulness.md, what is measured on single pictures is measured anew.
+The leaderboard is drawn from benchmarks/faithfulness_crops.md, what is measured on single pictures is measured anew.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from layerlens.results import Attribution, FaithfulnessCurve, Leaderboard
 from .image_methods import CONTROLS, METHODS
 from .image_pictures import NETWORKS, fitted, jobs, load_model
 
-TABLES = Path(__file__).with_name("faithfulness.md")
+TABLES = Path(__file__).with_name("faithfulness_crops.md")
 DOCS = Path(__file__).parents[1] / "docs"
 FILLS = ("mean", "blur")
 PICTURES = {"photographs": ("chelsea", "coffee", "camera", "rocket"), "digits": ("digit-7", "digit-4")}
@@ -67,7 +67,7 @@ def write() -> None:
 
 
 def rows(title: str) -> dict[str, Row]:
-    """What benchmarks/faithfulness.md says of one suite, by method."""
+    """What benchmarks/faithfulness_crops.md says of one suite, by method."""
     text = TABLES.read_text()
     table = text[text.index(f"## {title}") :].split("\n## ")[0]
     found = re.findall(r"^\| ([^|]+) \| (-?[\d.]+) \[(-?[\d.]+), (-?[\d.]+)\]", table, flags=re.M)
@@ -92,7 +92,7 @@ class Published(Leaderboard):
 
 
 def published(suite: str) -> Published:
-    """What benchmarks/faithfulness.md says of a suite."""
+    """What benchmarks/faithfulness_crops.md says of a suite."""
     found = rows(SUITES[suite])
     if suite == "photographs":
         (total, each), *_ = re.findall(r"^(\d+) pictures: (.*)\.$", TABLES.read_text(), flags=re.M)

@@ -30,7 +30,7 @@ class Masked:
 
     Attributes:
         scores: scores that were taken, `(masks, 2)`.
-        asked: masks that a method used, whoever took their scores, and the seconds that this took: 0 before each.
+        asked: forward passes that a method used, whoever took them, and the seconds that this took: 0 before each.
     """
 
     def __init__(self, model: nn.Module, x: torch.Tensor, target: int) -> None:
@@ -42,16 +42,19 @@ class Masked:
 
     def __call__(self, count: int) -> torch.Tensor:
         """The logit and the log of the probability under each of the first masks, `(count, 2)`."""
-        self.asked, start = max(count, self.asked), time.process_time()
+        asked = max(count, self.asked)
         missing = torch.arange(len(self.scores), count) if count > len(self.scores) else ()
         for chosen in torch.split(missing, 16) if len(missing) else ():
-            self.scores = torch.cat([self.scores, self._taken(self.x * self.masks(chosen)[:, None])])
-        self.seconds += time.process_time() - start
+            self.scores = torch.cat([self.scores, self.of(self.x * self.masks(chosen)[:, None])])
+        self.asked = asked
         return self.scores[:count]
 
-    def _taken(self, x: torch.Tensor) -> torch.Tensor:
+    def of(self, x: torch.Tensor) -> torch.Tensor:
+        """The logit and the log of the probability of pictures, `(n, 2)`."""
+        start = time.process_time()
         with torch.inference_mode():
-            logits = self.model(x.contiguous(memory_format=torch.channels_last)).double()
+            logits = self.model(x).double()
+        self.asked, self.seconds = self.asked + len(x), self.seconds + time.process_time() - start
         return torch.stack([logits, logits.log_softmax(dim=1)], dim=2)[:, self.target].clone()
 
     def pooled(self, count: int) -> torch.Tensor:

@@ -11,13 +11,14 @@ import numpy as np
 import torch
 
 from .image_curves import FILLS, POINTS, gains
+from .image_masks import MASKS
 from .image_methods import CONTROLS, METHODS, RIVALS
 from .image_pictures import NETWORKS, tuning
 from .picture_packages import PACKAGES
 
 STORED = Path(__file__).with_name("faithfulness.npz")
 REFERENCE = "relevance z+"
-PRICES = (3, 10, 50, 200, 500)
+PRICES = (3, 10, 50, 210, 500)
 """Passes that a method may take."""
 
 RESAMPLES = 10_000
@@ -28,7 +29,7 @@ HEAD = """\
 # Maps of images by insertion and deletion
 
 Made by `python -m benchmarks.faithfulness`; what it means is in docs/faithfulness.md. Areas of the class's probability
-while shares of the places are put in, or removed, with three fills: the mean colour, a blur, and what is around the
+while shares of the places are put in, or removed, with three fills: the mean color, a blur, and what is around the
 removed places. The first number is the mean insertion less the mean deletion. ROAD (low is better) is the mean
 probability without a tenth, a fifth and two fifths of the places, interpolated; sufficiency (low is better) is its fall
 with at most a fifth of the places alone. Brackets: 95 % bootstrap intervals over pictures, paired for differences.
@@ -58,6 +59,9 @@ def pack(folder: Path) -> None:
                 curves[case, row] = one["curves"][name].numpy()
                 cost[case, row] = passes, seconds / unit
     ends = np.stack([one["ends"].numpy() for one in found]).astype(np.float32)
+    masks = np.full((len(paths), MASKS, 2), np.nan, dtype=np.float32)
+    for case, one in enumerate(found):
+        masks[case, : len(one["masks"])] = one["masks"].numpy()
     np.savez_compressed(
         STORED,
         cases=np.array([path.stem for path in paths]),
@@ -65,7 +69,28 @@ def pack(folder: Path) -> None:
         curves=curves,
         cost=cost,
         ends=ends,
+        masks=masks,
     )
+
+
+def unpack(folder: Path) -> None:
+    """Write what is stored as the files of `measure`, so that only what is missing will be measured."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not STORED.exists():
+        return
+    with np.load(STORED) as file:
+        cases, methods = file["cases"].tolist(), file["methods"].tolist()
+        curves, cost, ends, masks = (torch.from_numpy(file[name]) for name in ("curves", "cost", "ends", "masks"))
+    for case, place in enumerate(folder / f"{name}.pt" for name in cases):
+        have = {name: row for row, name in enumerate(methods) if curves[case, row].isfinite().all()}
+        kept = {
+            "curves": {name: curves[case, row].float() for name, row in have.items()},
+            "cost": {name: [*cost[case, row].double().tolist(), 1.0] for name, row in have.items()},
+            "ends": ends[case],
+            "masks": masks[case][masks[case].isfinite().all(dim=1)].double(),
+        }
+        if not place.exists():
+            torch.save(kept, place)
 
 
 def stored(network: str, tuned: bool = False) -> Table:

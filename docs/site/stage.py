@@ -16,8 +16,8 @@ SECTIONS = {
     "Start": "get-started first-picture coming-from from-captum targets-and-inputs peers",
     "Analyzers": """
         capture activation-maps saliency cam relevance sensitivity robustness interventions circuits weights-and-inputs
-        layer-dynamics training-and-transfer faithfulness checks groups-and-errors language-models answers
-        generation pictures-and-words diffusion sequences graphs figures gallery explorer report
+        layer-dynamics training-and-transfer what-to-believe faithfulness checks groups-and-errors language-models
+        answers generation pictures-and-words diffusion sequences graphs figures gallery explorer report
         beyond-one-machine
     """,
     "Write your own": "write-your-own-method write-your-own-rule write-your-own-figure",

@@ -3,9 +3,10 @@
 import pathlib
 import re
 
+import numpy as np
 import pytest
 
-from benchmarks import diffusion, image_figures
+from benchmarks import diffusion, image_figures, image_report
 
 ROOT = pathlib.Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "faithfulness.md"
@@ -14,7 +15,7 @@ MOST_BYTES = 200_000
 
 
 def test_the_table_of_maps_on_the_page_is_that_of_the_benchmark():
-    told = rows(PAGE.read_text(), "## Which map")
+    told = rows(PAGE.read_text(), "## 33 maps")
     measured = image_figures.TABLES.read_text()
     photographs, digits = (rows(measured, title) for title in ("## EfficientNet-Lite0", "## the embedded digit net"))
     assert len(told) >= 15
@@ -22,6 +23,49 @@ def test_the_table_of_maps_on_the_page_is_that_of_the_benchmark():
         assert cells[:2] == photographs[name][:2], name
         assert cells[2] == digits[name][0].split()[0], name
         assert cells[3] == photographs[name][4], name
+
+
+def test_the_photographs_on_the_page_are_those_of_the_benchmark():
+    told = rows(PAGE.read_text(), "## Which map")
+    measured = rows((ROOT / "benchmarks" / "faithfulness.md").read_text(), "## EfficientNet-Lite0")
+    assert len(told) >= 8
+    for name, cells in told.items():
+        assert cells == [measured[name][9], *measured[name][:5]], name
+
+
+def test_what_the_page_calls_better_or_tied_is():
+    found = image_report.stored("lite0")["rows"]
+    relevance, ranks, rise, shap, cam = (
+        found[name]["gain"]
+        for name in (
+            "relevance z+",
+            "z+ and rise 200, mean rank",
+            *("rise, 400 masks", image_report.RIVALS[3], "grad_cam"),
+        )
+    )
+    for better, worse in ((relevance, cam), (ranks, relevance), (ranks, cam), (ranks, rise)):
+        assert image_report.interval(better - worse)[1] > 0
+    for one, other in ((relevance, rise), (relevance, shap), (ranks, shap)):
+        _, low, high = image_report.interval(one - other)
+        assert low < 0 < high
+    assert len(relevance) >= 60 and int(shap.isfinite().sum()) == 34
+
+
+@pytest.mark.slow
+def test_the_tables_are_those_of_the_stored_numbers(capsys):
+    image_report.report()
+    assert capsys.readouterr().out == (ROOT / "benchmarks" / "faithfulness.md").read_text()
+
+
+def test_what_is_stored_is_unpacked_for_a_new_row(tmp_path, monkeypatch):
+    image_report.unpack(tmp_path)
+    assert len(list(tmp_path.glob("*.pt"))) == 121
+    monkeypatch.setattr(image_report, "STORED", tmp_path / "again.npz")
+    first = image_report.STORED
+    image_report.pack(tmp_path)
+    with np.load(first) as again, np.load(ROOT / "benchmarks" / "faithfulness.npz") as before:
+        for name in before.files:
+            assert np.array_equal(again[name], before[name], equal_nan=before[name].dtype.kind == "f"), name
 
 
 def test_the_leaderboard_is_drawn_from_the_benchmark(tmp_path):

@@ -22,6 +22,7 @@ MOST_BYTES = 200_000
 
 PAGES = {
     "checks": 2,
+    "what-to-believe": 1,
     "relevance": 9,
     "language-models": 2,
     "diffusion": 4,
