@@ -73,7 +73,7 @@ _NAMES = {
         FaithfulnessCurve FeatureVisualization Finding Generation GroupComparison GroupEffects Guide Influence
         LatentTraversal LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger
         ReceptiveField RecurrentStates Relevance Routes SamplingAttribution Steering TopInputs load TrainingHistory
-        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions mean_rank
+        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions EnsembleAttribution mean_rank
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

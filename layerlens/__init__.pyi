@@ -87,6 +87,7 @@ from .results.maps.activation_maps import ActivationMaps as ActivationMaps
 from .results.maps.adversarial_examples import AdversarialExamples as AdversarialExamples
 from .results.maps.attention_weights import AttentionWeights as AttentionWeights
 from .results.maps.attribution import Attribution as Attribution
+from .results.maps.ensemble_attribution import EnsembleAttribution as EnsembleAttribution
 from .results.maps.feature_visualization import FeatureVisualization as FeatureVisualization
 from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
 from .results.maps.mean_rank import mean_rank as mean_rank

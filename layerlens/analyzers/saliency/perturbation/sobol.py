@@ -60,7 +60,7 @@ def sobol(
     Example:
         >>> net = nn.Linear(2, 1)
         >>> _ = net.weight.data.copy_(torch.tensor([[1.0, 0.0]]))
-        >>> sobol(net, torch.ones(1, 2), target=0, draws=64).tensor.round(decimals=1)
+        >>> sobol(net, torch.ones(1, 2), target=0, draws=1024).tensor.round(decimals=1)
         tensor([[1., 0.]])
     """
     check_count("draws", draws)
