@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import functools
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -110,6 +111,7 @@ def maps_of(model: DigitDiffusion, noise: Tensor, prompt: str, places: list[int]
     ids, loop = tokens(prompt), functools.partial(sample, steps=STEPS)
     maps: dict[str, Tensor] = {}
     found = layerlens.explain_sampling(model, (noise, ids), loop=loop, maps=GRID, layers=(), batch_size=GRID * GRID)
+    assert found.maps is not None
     maps["relevance"] = found.maps[0, places].flatten(1).abs()
     maps["cross-attention (DAAM)"] = attention_maps(model, noise, ids)[places]
     with torch.no_grad():
@@ -216,7 +218,7 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     model, wanted = load_digit_diffusion(), prompts(options.prompts)
-    found = {} if options.fresh else stored()
+    found: dict[str, Any] = {} if options.fresh else stored()
     done = min(len(wanted), *map(len, found.values())) if found else 0
     for seed, prompt in enumerate(track(wanted[done:], "maps of words"), done):
         for name, row in measure(model, prompt, seed).items():

@@ -93,7 +93,7 @@ def digits() -> Iterator[tuple[str, Draw]]:
         for chosen in torch.randint(len(x), (40, 32)):
             loss = nn.functional.cross_entropy(net(x[chosen]), labels[chosen])
             optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
             optimizer.step()
             watching.log(loss=loss)
     yield "training", partial(plotting.training, watching.history, "update ratio")

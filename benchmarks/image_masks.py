@@ -43,7 +43,7 @@ class Masked:
     def __call__(self, count: int) -> torch.Tensor:
         """The logit and the log of the probability under each of the first masks, `(count, 2)`."""
         asked = max(count, self.asked)
-        missing = torch.arange(len(self.scores), count) if count > len(self.scores) else ()
+        missing = torch.arange(len(self.scores), max(count, len(self.scores)))
         for chosen in torch.split(missing, 16) if len(missing) else ():
             self.scores = torch.cat([self.scores, self.of(self.x * self.masks(chosen)[:, None])])
         self.asked = asked

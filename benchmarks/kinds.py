@@ -149,4 +149,5 @@ if __name__ == "__main__":
     if what == "report":
         print(report(Stored.load(Path(arguments[0]) if arguments else STORED)))
     else:
-        {"measure": measure, "again": again}[what](*arguments)
+        verbs: Any = {"measure": measure, "again": again}
+        verbs[what](*arguments)

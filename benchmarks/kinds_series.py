@@ -129,11 +129,11 @@ def _subject(
     labels = (torch.arange(x.shape[1]) * SEGMENTS // x.shape[1]).long()
     shape = {2: (1, -1, 1), 1: (1, 1, -1), None: (1, -1)}[unit]
     others = laid_out(x[torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:OTHERS]])
-    shared: Any = (of_class(model, target), tested)
+    score = of_class(model, target)
     read = by_segment(labels, unit)
     measures: dict[str, Measure] = {
-        "zero": agreement(exact_shapley(*shared, torch.zeros_like(others[:1]), labels.reshape(shape)), read),
-        "rows": agreement(exact_shapley(*shared, others, labels.reshape(shape)), read),
+        "zero": agreement(exact_shapley(score, tested, torch.zeros_like(others[:1]), labels.reshape(shape)), read),
+        "rows": agreement(exact_shapley(score, tested, others, labels.reshape(shape)), read),
     }
     time = 1 if unit is None else 3 - unit
     fills = tested.mean(dim=time, keepdim=True), tested.roll(7, dims=0)

@@ -60,7 +60,7 @@ class Scaled(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return what the network makes of the scaled columns."""
-        return self.net((x - self.mean) / self.spread)
+        return self.net((x - self.mean) / self.spread)  # type: ignore[operator]
 
 
 class Ensemble(nn.Module):

@@ -20,6 +20,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -106,7 +107,7 @@ def read(picture: Picture, folder: Path = CACHE) -> Image.Image:
         import matplotlib
         import skimage
 
-        module = {"scikit-image": skimage, "matplotlib": matplotlib}[picture.package]
+        module: Any = {"scikit-image": skimage, "matplotlib": matplotlib}[picture.package]
         return Image.open(Path(module.__file__).parents[1] / picture.file)
     path = archive(picture.package, package, folder)
     if package.registry == "pypi":
