@@ -208,6 +208,7 @@ def stored():
     return Stored.load(STORED)
 
 
+@pytest.mark.slow
 def test_the_report_is_that_of_the_stored_numbers(stored):
     assert (ROOT / "benchmarks" / "kinds.md").read_text() == report(stored) + "\n"
     assert STORED.stat().st_size < 1_500_000
@@ -223,6 +224,7 @@ def test_auto_still_takes_what_was_measured(stored):
     np.testing.assert_allclose(area, stored.rows[task.name, "auto"]["curves"], atol=2e-3)
 
 
+@pytest.mark.slow
 def test_the_page_says_what_was_measured(stored):
     page = (ROOT / "docs" / "saliency.md").read_text()
     section = page[page.index("### Series and tables") :].partition("`lens.saliency.methods(for_input=x)`")[0]
