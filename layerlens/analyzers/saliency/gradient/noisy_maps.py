@@ -162,14 +162,21 @@ def noisy_maps(
     )
 
 
-def relative_error(means: Leaves, errors: Leaves) -> torch.Tensor:
-    """Norm of the standard error of the mean over the norm of the mean, one number per sample."""
+def relative_error(means: Leaves, errors: Leaves, terms: Leaves | None = None) -> torch.Tensor:
+    """Norm of the standard error of the mean over the norm of the mean, one number per sample.
+
+    Means are sums of `terms`, if these are given; NaN where they cancel up to rounding.
+    """
 
     def norm(parts: Leaves) -> torch.Tensor:
         squares = [part.double().square().reshape(len(part), -1).sum(dim=1) for part in parts.values()]
         return torch.stack(squares).sum(dim=0).sqrt()
 
-    return norm(errors) / norm(means).clamp_min(torch.finfo(torch.float64).tiny)
+    found = norm(errors) / norm(means).clamp_min(torch.finfo(torch.float64).tiny)
+    if terms is None:
+        return found
+    rounding = 1e3 * max(torch.finfo(one.dtype).eps for one in terms.values())
+    return torch.where((norm(terms) > 0) & (norm(means) <= rounding * norm(terms)), torch.nan, found)
 
 
 def _cost(inner: Method, plain: Attribution, samples: int) -> str:

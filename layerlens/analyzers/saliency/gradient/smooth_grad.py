@@ -240,7 +240,7 @@ def _noisy_gradients(
             warn_of_zeros(found.values, name)
         numbers, checks = _numbers(found.values, tokens), {}
         if found.errors is not None:
-            checks["relative standard error"] = relative_error(numbers, found.errors)
+            checks["relative standard error"] = relative_error(numbers, found.errors, found.values)
 
         def typed(parts: Leaves | None) -> Leaves | None:
             return None if parts is None else {leaf: part.to(values[leaf].dtype) for leaf, part in parts.items()}
