@@ -43,7 +43,7 @@ _NAMES = {
         activation_maps attention attention_rollout
         feature_visualization recurrent_states latent_traversal layer_maps receptive_field
     """,
-    "analyzers.saliency": "saliency saliency_by_target grad_cam attention_rollout_map",
+    "analyzers.saliency": "saliency saliency_by_target grad_cam attention_rollout_map mean_rank",
     "analyzers.saliency.perturbation": "interactions",
     "analyzers.sensitivity": """
         sensitivity jacobian lipschitz noise_response ablate patch circuit_faithfulness sobol morris weight_sensitivity
@@ -73,7 +73,7 @@ _NAMES = {
         FaithfulnessCurve FeatureVisualization Finding Generation GroupComparison GroupEffects Guide Influence
         LatentTraversal LayerProfile LayerTable Leaderboard Matrix MethodTable ModelChecks Ranking Ledger
         ReceptiveField RecurrentStates Relevance Routes SamplingAttribution Steering TopInputs load TrainingHistory
-        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions EnsembleAttribution mean_rank
+        LayerHealth LogitLens UnitStatistics AttributionGraph Contributions EnsembleAttribution
     """,
 }
 """Module -> its public names. Nothing is imported before it is used, so that `import layerlens` costs next to nothing.

@@ -53,6 +53,7 @@ from .analyzers.relevance.rules.rulebook import Rulebook as Rulebook
 from .analyzers.saliency.by_target import saliency_by_target as saliency_by_target
 from .analyzers.saliency.cam.gradient_cams import grad_cam as grad_cam
 from .analyzers.saliency.cam.rollout_map import attention_rollout_map as attention_rollout_map
+from .analyzers.saliency.mean_rank import mean_rank as mean_rank
 from .analyzers.saliency.perturbation.interactions import interactions as interactions
 from .analyzers.saliency.saliency import saliency as saliency
 from .analyzers.sensitivity.inputs.morris import morris as morris
@@ -90,7 +91,6 @@ from .results.maps.attribution import Attribution as Attribution
 from .results.maps.ensemble_attribution import EnsembleAttribution as EnsembleAttribution
 from .results.maps.feature_visualization import FeatureVisualization as FeatureVisualization
 from .results.maps.latent_traversal import LatentTraversal as LatentTraversal
-from .results.maps.mean_rank import mean_rank as mean_rank
 from .results.maps.receptive_field import ReceptiveField as ReceptiveField
 from .results.maps.recurrent_states import RecurrentStates as RecurrentStates
 from .results.maps.relevance import Relevance as Relevance

@@ -8,7 +8,6 @@ from .maps.attribution import Attribution
 from .maps.ensemble_attribution import EnsembleAttribution
 from .maps.feature_visualization import FeatureVisualization
 from .maps.latent_traversal import LatentTraversal
-from .maps.mean_rank import mean_rank
 from .maps.receptive_field import ReceptiveField
 from .maps.recurrent_states import RecurrentStates
 from .maps.relevance import Relevance
@@ -89,5 +88,4 @@ __all__ = [
     "UnitStatistics",
     "importance",
     "load",
-    "mean_rank",
 ]

@@ -12,7 +12,7 @@ def spearman(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         first: values, `(batch, n)`.
         second: other values, `(batch, n)`.
     """
-    return pearson(*(torch.stack([_ranks(row) for row in rows]) for rows in (first, second)))
+    return pearson(*(torch.stack([average_ranks(row) for row in rows]) for rows in (first, second)))
 
 
 def pearson(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
@@ -58,7 +58,8 @@ def nearly_equal(first: torch.Tensor, second: torch.Tensor) -> bool:
     return bool(((first - second).abs() <= min(0.05, torch.finfo(first.dtype).eps ** 0.5) * scale).all())
 
 
-def _ranks(row: torch.Tensor) -> torch.Tensor:
+def average_ranks(row: torch.Tensor) -> torch.Tensor:
+    """Return the ranks of numbers `(n,)` from 1, the smallest; equal ones share the mean of theirs."""
     _, index, counts = torch.unique(row.detach().double(), return_inverse=True, return_counts=True)
     mean: torch.Tensor = counts.cumsum(0).double() - (counts.double() - 1) / 2
     return mean[index]

@@ -21,6 +21,7 @@ from .deeplift.deep_shap import deep_shap
 from .gradient.gradients import gradient, input_x_gradient
 from .gradient.guided_backprop import deconvnet, guided_backprop
 from .gradient.smooth_grad import smooth_grad, smooth_grad_squared, var_grad
+from .mean_rank import mean_rank
 from .path.blur_ig import blur_ig
 from .path.gradient_shap import gradient_shap
 from .path.guided_ig import guided_ig
@@ -71,6 +72,7 @@ __all__ = [
     "layer_conductance",
     "leave_one_out",
     "lime",
+    "mean_rank",
     "methods",
     "neuron_conductance",
     "occlusion",

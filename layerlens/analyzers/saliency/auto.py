@@ -21,10 +21,11 @@ from layerlens.analyzers.relevance.relevance import relevance
 from layerlens.errors import OptionError, RelevanceError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
-from layerlens.results import Attribution, mean_rank
+from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .choice import LEAST, MASKS, Choice, Kind, fitting_choice, kind_of, steps_of
+from .mean_rank import mean_rank
 from .path.gradient_shap import gradient_shap
 from .path.integrated_gradients import integrated_gradients
 from .perturbation.leave_one_out import leave_one_out
@@ -205,20 +206,20 @@ def choose_method(
             name, options = "gradient_shap", {key: value for key, value in options.items() if key == "where"}
         options["baselines"] = baselines
     if name == "relevance":
-        choice = _measured(
-            choice, set(kinds.values()), lambda: relevance(model, inputs, target=target, forward=forward)
-        )
+        choice = _measured(choice, lambda: relevance(model, inputs, target=target, forward=forward))
         name, options = choice.name, steps_of(budget) if choice.name == "integrated_gradients" else options
-        if choice.result is not None and choice.page == "faithfulness" and (budget or 0) >= MASKS + LEAST:
-            masks = rise(model, inputs, target=target, samples=MASKS, forward=forward)
-            maps = [with_cost(choice.result, METHODS["relevance"]), with_cost(masks, METHODS["rise"])]
-            choice = dataclasses.replace(choice, result=mean_rank(*maps))
+        if set(kinds.values()) == {Kind.PICTURE} and choice.convolutions:
+            choice = dataclasses.replace(choice, page="faithfulness")
+            if choice.result is not None and budget is not None and budget >= MASKS + LEAST:
+                masks = rise(model, inputs, target=target, samples=MASKS, forward=forward)
+                maps = [with_cost(choice.result, METHODS["relevance"]), with_cost(masks, METHODS["rise"])]
+                choice = dataclasses.replace(choice, result=mean_rank(*maps))
     if choice.result is None and baseline is not None:
         options["fill" if name == "leave_one_out" else "baseline"] = baseline
     return dataclasses.replace(choice, name=name, options=options)
 
 
-def _measured(choice: Choice, kinds: set[Kind], run: Callable[[], Attribution]) -> Choice:
+def _measured(choice: Choice, run: Callable[[], Attribution]) -> Choice:
     """Choose relevance if it was measured as the best for what the network has, else integrated gradients."""
     tried = (*choice.spent, "about 3 gradients to try relevance")
     other = dataclasses.replace(choice, name="integrated_gradients", spent=tried)
@@ -235,8 +236,7 @@ def _measured(choice: Choice, kinds: set[Kind], run: Callable[[], Attribution]) 
     why = f"{choice.why}, and a network with {book['chosen'].removeprefix('it has ')}"
     if book["has"] != MEASURED[book["name"]]:
         return dataclasses.replace(other, why=why)
-    page = "faithfulness" if kinds == {Kind.PICTURE} and book["name"] == "epsilon_plus" else choice.page
-    return dataclasses.replace(choice, why=why, page=page, result=found)
+    return dataclasses.replace(choice, why=why, result=found, convolutions=book["name"] == "epsilon_plus")
 
 
 CHOSEN: dict[str, Callable[..., Attribution]] = {

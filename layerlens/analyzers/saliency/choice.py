@@ -39,6 +39,7 @@ class Choice:
         spent: what the choice cost, in words.
         result: the result, where the method had to be run to find out.
         finite: whether the gradient is finite.
+        convolutions: whether relevance was chosen for a network with convolutions and no attention.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Choice:
     spent: tuple[str, ...] = ()
     result: Attribution | None = None
     finite: bool = True
+    convolutions: bool = False
 
     def chosen(self, *more: str) -> str:
         """Say why it was chosen, and more, with the page."""

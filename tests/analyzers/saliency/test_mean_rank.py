@@ -92,3 +92,12 @@ def test_what_has_no_common_ranks_is_refused():
         mean_rank(one, dataclasses.replace(one, values=one.tensor * torch.nan))
     with pytest.raises(InputError, match="one is at the input, the other at fc"):
         mean_rank(one, dataclasses.replace(one, settings={"where": "fc"}))
+
+
+def test_maps_of_a_layer_say_so():
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    maps = [
+        Lens(net).saliency(normal(2, 3), target=0, method=one, where="1") for one in ("gradient", "input_x_gradient")
+    ]
+    found = mean_rank(*maps)
+    assert found.settings["where"] == maps[0].settings["where"] and found.how.endswith(" at 1")

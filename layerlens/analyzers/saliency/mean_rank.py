@@ -6,10 +6,11 @@ import dataclasses
 
 import torch
 
+from layerlens.analyzers.common.statistics import average_ranks
 from layerlens.errors import InputError, OptionError
 from layerlens.model.trees import describe
-
-from .attribution import Attribution, Values
+from layerlens.results import Attribution
+from layerlens.results.maps.attribution import Values
 
 CHANNEL = "channel"
 UNITS = "mean rank, 0 the lowest and 1 the highest"
@@ -22,7 +23,8 @@ def mean_rank(*maps: Attribution) -> Attribution:
     unit: on photographs the mean rank of relevance and RISE is more faithful than either (docs/faithfulness.md). The
     size of values is lost, and the sum has no meaning.
 
-    Values are added over channels first. Equal values share the mean of their ranks; padding is not ranked and gets 0.
+    Values are added over channels first, where an axis is known as that of channels; else each value is a place. Equal
+    values share the mean of their ranks; padding is not ranked and gets 0.
 
     Args:
         maps: two or more, of the same batch and target, over the same places.
@@ -58,6 +60,7 @@ def mean_rank(*maps: Attribution) -> Attribution:
     known = {name: one for name, one in axes.items() if one is not None}
     several = isinstance(first.values, dict)
     values: Values = {str(name): one for name, one in means.items()} if several else means[None]
+    where = {"where": first.settings["where"]} if "where" in first.settings else {}
     fields = {field.name: getattr(first, field.name) for field in dataclasses.fields(Attribution)}
     fields |= {
         "values": values,
@@ -65,7 +68,7 @@ def mean_rank(*maps: Attribution) -> Attribution:
         "signed": False,
         "units": UNITS,
         "method": "mean rank of " + " and ".join(one.method for one in maps),
-        "settings": {"maps": [{"method": one.method, **one.settings} for one in maps]},
+        "settings": {**where, "maps": [{"method": one.method, **one.settings} for one in maps]},
         "checks": {},
         "standard_error": None,
         "degrees": None,
@@ -94,12 +97,11 @@ def _by_input(one: Attribution) -> dict[str | None, torch.Tensor]:
 
 def _ranks(values: torch.Tensor, used: torch.Tensor | None) -> torch.Tensor:
     """The ranks of the values of a sample, from 0 to 1, equal ones the same; 0 where a place is not used."""
-    kept = torch.ones(values.shape, dtype=torch.bool) if used is None else used.bool().cpu().expand(values.shape)
-    own = values[kept]
-    _, which, counts = torch.unique(own, return_inverse=True, return_counts=True)
-    middle = counts.cumsum(dim=0).double() - (counts.double() + 1) / 2
+    kept = torch.ones(values.shape, dtype=torch.bool)
+    if used is not None:
+        kept &= used.bool().cpu().reshape(*used.shape, *[1] * (values.ndim - used.ndim))  # tokens come first
     ranks = torch.zeros(values.shape, dtype=torch.float64)
-    ranks[kept] = middle[which] / max(1, len(own) - 1)
+    ranks[kept] = (average_ranks(values[kept]) - 1) / max(1, int(kept.sum()) - 1)
     return ranks
 
 
