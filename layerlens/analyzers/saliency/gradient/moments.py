@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
 
+from layerlens.analyzers.common.rounds import Rounds
 from layerlens.analyzers.common.scorer import Leaves
 from layerlens.analyzers.common.statistics import error_and_skewness
 
@@ -128,3 +129,31 @@ def together(parts: Sequence[Found]) -> Found:
     values = joined([one.values for one in parts])
     assert values is not None
     return Found(values, joined([one.errors for one in parts]), joined([one.skewness for one in parts]))
+
+
+def in_rounds(
+    rounds: Rounds,
+    parts: Sequence[tuple[torch.Tensor, Draws]],
+    seed: int,
+    add: Callable[[torch.Tensor, Draws, range, torch.Generator], None],
+    numbers: Callable[[Leaves], Leaves] = lambda values: values,
+) -> Found:
+    """Draw for some samples after the other, the same draws for all, until the intervals are narrow enough.
+
+    Args:
+        rounds: says how many draws to have after each round.
+        parts: samples, and what keeps their draws.
+        seed: seed of the draws.
+        add: makes the draws of a range of numbers, of some samples, with a generator.
+        numbers: the values whose intervals are looked at.
+    """
+    generator, count = torch.Generator().manual_seed(seed), 0
+    for most in rounds:
+        start = generator.get_state()
+        for rows, draws in parts:
+            generator.set_state(start)
+            add(rows, draws, range(count, most), generator)
+        count = most
+        found = together([draws.found() for _, draws in parts])
+        rounds.look(numbers(found.values), found.errors, count - 1, found.skewness)
+    return found

@@ -25,7 +25,7 @@ from layerlens.signatures import refuse_unknown
 from layerlens.targets.target import Spec
 
 from ..saliency import cost_with
-from .moments import Draws, Statistic, together
+from .moments import Draws, Statistic, in_rounds
 from .noise import Deviations, noise_scales, noisy_copies
 
 FIRST = 16
@@ -108,24 +108,20 @@ def noisy_maps(
         order = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the noise
         drawn = torch.randint(max(1, len(starts)), (samples,), generator=order).to(rows.device)
         parts = [(own, Draws(statistic)) for own in ([rows] if as_one else torch.split(rows, batch))]
-        generator, count = torch.Generator().manual_seed(seed), 0
         rounds = Rounds(name, "samples", samples, until, first=FIRST)
-        for most in rounds:
-            start = generator.get_state()
-            for own, draws in parts:
-                generator.set_state(start)  # all samples get the same draws
-                at_once = 1 if as_one else max(1, batch // len(own))
-                for done in track(range(count, most, at_once), f"{name} of {of}"):
-                    copies = min(at_once, most - done)
-                    repeated = own.repeat(copies)
-                    noisy = noisy_copies(values, scales, own, copies, generator)
-                    changed = inputs.rows(repeated, but=noisy).replace(noisy)
-                    each = maps(changed, repeated, drawn[done : done + copies].repeat_interleave(len(own)))
-                    for leaf, value in _by_name(each.values).items():
-                        draws.add(leaf, value.reshape(copies, len(own), *value.shape[1:]))
-            count = most
-            found = together([draws.found() for _, draws in parts])
-            rounds.look(found.values, found.errors, count - 1, found.skewness)
+
+        def add(own: torch.Tensor, draws: Draws, wanted: range, generator: torch.Generator) -> None:
+            at_once = 1 if as_one else max(1, batch // len(own))
+            for done in track(wanted[::at_once], f"{name} of {of}"):
+                copies = min(at_once, wanted.stop - done)
+                repeated = own.repeat(copies)
+                noisy = noisy_copies(values, scales, own, copies, generator)
+                changed = inputs.rows(repeated, but=noisy).replace(noisy)
+                each = maps(changed, repeated, drawn[done : done + copies].repeat_interleave(len(own)))
+                for leaf, value in _by_name(each.values).items():
+                    draws.add(leaf, value.reshape(copies, len(own), *value.shape[1:]))
+
+        found = in_rounds(rounds, parts, seed, add)
     if statistic != "variance" or (noise and stdevs is None) or any(bool(one.any()) for one in scales.values()):
         warn_of_zeros(found.values, name)
     errors = found.errors
@@ -156,9 +152,9 @@ def noisy_maps(
         features=plain.features,
         index=plain.index,
         standard_error=None if errors is None else _like(plain.values, errors),
-        degrees=None if errors is None else count - 1,
+        degrees=None if errors is None else rounds.count - 1,
         skewness=None if found.skewness is None else _like(plain.values, found.skewness),
-        cost=_cost(inner, plain, count),
+        cost=_cost(inner, plain, rounds.count),
     )
 
 

@@ -20,7 +20,7 @@ from layerlens.progress import track
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
-from .moments import Draws, Statistic, together
+from .moments import Draws, Statistic, in_rounds
 from .noise import SHARE, Deviations, noise_scales, noisy_copies
 from .noisy_maps import FIRST, noisy_maps, relative_error
 
@@ -226,16 +226,12 @@ def _noisy_gradients(
         scales = noise_scales(name, scorer, values, noise, stdevs)
         tokens = [leaf for leaf, one in scorer.leaves.items() if one.layer is not None]
         parts = [(rows, Draws(statistic, tokens)) for rows in torch.split(scorer.rows, batch)]
-        generator, done = torch.Generator().manual_seed(seed), 0
         rounds = Rounds(name, "samples", samples, until, first=FIRST)
-        for most in rounds:
-            start = generator.get_state()
-            for rows, draws in parts:
-                generator.set_state(start)  # all samples get the same draws
-                _add_gradients(draws, scorer, values, scales, rows, range(done, most), batch, generator, name)
-            done = most
-            found = together([draws.found() for _, draws in parts])
-            rounds.look(_numbers(found.values, tokens), found.errors, done - 1, found.skewness)
+
+        def add(rows: torch.Tensor, draws: Draws, wanted: range, generator: torch.Generator) -> None:
+            _add_gradients(draws, scorer, values, scales, rows, wanted, batch, generator, name)
+
+        found = in_rounds(rounds, parts, seed, add, lambda each: _numbers(each, tokens))
         if statistic != "variance" or (noise and stdevs is None) or any(bool(one.any()) for one in scales.values()):
             warn_of_zeros(found.values, name)
         numbers, checks = _numbers(found.values, tokens), {}
@@ -260,7 +256,7 @@ def _noisy_gradients(
             units=UNITS.get(statistic, "score per unit of input"),
             checks=rounds.checks(checks),
             standard_error=typed(found.errors),
-            degrees=done - 1,
+            degrees=rounds.count - 1,
             skewness=typed(found.skewness),
         )
 
