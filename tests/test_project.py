@@ -4,6 +4,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,16 @@ def test_the_sdist_holds_all_that_git_tracks():
         pytest.skip("not a checkout")
     tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     assert sorted({path.split("/")[0] for path in tracked.splitlines()}) == sorted(RELEASED)
+
+
+def test_what_only_slow_tests_need_is_not_looked_for_when_fast_ones_are_collected():
+    models = (ROOT / "requirements-models.txt").read_text()
+    only_slow = {name.lower() for name in re.findall(r"^([\w-]+)==", models, re.M)}
+    given_by = packages_distributions()
+    for path in (ROOT / "tests").rglob("*.py"):
+        for module in re.findall(r'^(?:\w+ = )?pytest\.importorskip\("(\w+)', path.read_text(), re.M):
+            names = {name.lower() for name in given_by.get(module, [])}
+            assert not names & only_slow, f"{path}: {module} is not there when `make test` collects this file"
 
 
 def test_a_missing_package_fails_where_every_package_is_asked_for(tmp_path):
