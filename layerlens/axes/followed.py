@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections import OrderedDict
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterable
 
 from torch import nn
 
@@ -12,6 +12,7 @@ from layerlens.errors import AGAIN
 from layerlens.inputs.inputs import Forward, Inputs
 from layerlens.model.borrowed import borrowed, modules_of
 from layerlens.model.fastpath import layers_called
+from layerlens.model.layers import LayerPath
 
 from .follow import AxisNames, Followed, Until, follow
 
@@ -85,3 +86,19 @@ def followed(
     while len(known) > _KEPT:
         known.popitem(last=False)
     return known[key]
+
+
+def followed_for(
+    model: nn.Module, inputs: Inputs, forward: Forward | None, calls: Iterable[tuple[LayerPath, int]]
+) -> Followed:
+    """Return the axes of a run that made some calls: followed again if the model took another route than when it was.
+
+    Args:
+        model: any module.
+        inputs: its arguments.
+        forward: called instead of the model.
+        calls: calls of layers, by path and index, that these inputs were seen to make.
+    """
+    known = followed(model, inputs, forward)
+    seen = {(site.path, site.index) for site in known.calls}
+    return known if not seen or seen.issuperset(calls) else followed(model, inputs, forward, again=True)

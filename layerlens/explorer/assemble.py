@@ -118,7 +118,7 @@ def explore(
     tabs = _tabs(results)
     log, notes, left_out = WarningLog(), list[str](), dict[str, str]()
     with log.collect():
-        samples = read(lens, x, specs[0] if len(specs) == 1 else None, labels)
+        samples = read(lens, x, specs[0], labels)
         table = layer_table(lens.model, samples[0].inputs, forward=lens.forward)
         heads = heads_of(lens, samples[0].inputs)
         plan = make_plan(lens, samples[0].inputs, layers, len(samples), len(specs), units, size, bool(heads))

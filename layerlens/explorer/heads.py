@@ -11,7 +11,7 @@ import numpy as np
 from layerlens.analyzers.activation.attention.weights import attention
 from layerlens.analyzers.common.parts.heads import Heads, find_heads
 from layerlens.analyzers.relevance.circuits.contributions import contributions
-from layerlens.axes.call_site import CallSite
+from layerlens.axes.follow import Followed
 from layerlens.axes.followed import followed
 from layerlens.errors import AxesUnknown, InputError, LayerLensError, LayerNotFound
 from layerlens.inputs.inputs import Inputs
@@ -36,7 +36,7 @@ def heads_of(lens: WrappedModel, inputs: Inputs) -> list[Heads]:
 
 def sites_of(heads: Sequence[Heads]) -> list[InputOf]:
     """Return the layers whose inputs hold the heads side by side, for `layers=` of relevance."""
-    return [InputOf(one.path) for one in heads if one.kind == "input"]
+    return [one.taken for one in heads if one.kind != "output"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,20 +86,13 @@ def read_heads(
         return None
     known = followed(lens.model, inputs, lens.forward)
     tokens: dict[tuple[str, int], Array] = {}
-    bare: list[str] = []
     for one in heads:
-        if one.kind != "input":
-            bare.append(one.label)
-            continue
-        rows = [_by_head(known.site(one.path, 0), one, each) for each in relevance]
+        rows = [_by_head(known, one, each) for each in relevance]
         there = [row for row in rows if row is not None]
         if len(there) == len(rows):
             tokens |= {(one.label, head): np.stack([row[head] for row in there]) for head in range(one.count)}
         else:
             notes.append(f"Relevance of the heads of {one.label} by token is not shown: its places are not known.")
-    if bare:
-        why = "their output passes no projection that is a layer, as that of nn.MultiheadAttention"
-        notes.append(f"Relevance of the heads of {', '.join(bare)} by token is not shown: {why}.")
     count = max((array.shape[1] for array in tokens.values()), default=1)
     every = sum(one.count for one in heads) * count * count * samples <= plan.room("attention")
     weights = None
@@ -113,18 +106,30 @@ def read_heads(
     return HeadValues(found, tokens, weights)
 
 
-def _by_head(site: CallSite, heads: Heads, relevance: Relevance) -> Array | None:
+def _by_head(known: Followed, heads: Heads, relevance: Relevance) -> Array | None:
     """The relevance at each place of each head, `(head, place)` of one sample; None where it is not known."""
-    calls = relevance.layers.get(repr(InputOf(heads.path)))
+    calls = relevance.layers.get(repr(heads.taken))
     if calls is None or len(calls) != 1:
         return None
     values = calls[0]
-    try:
-        rows = site.batch_axis(values, heads.tensor, argument=True)
-        units = site.unit_axis(values, heads.tensor, argument=True)
-    except AxesUnknown:
-        return None
-    if rows is None or units is None or values.ndim != 3 or values.shape[units] % heads.count:
+    rows: int | None
+    units: int | None
+    if heads.kind == "attention":
+        rows, units = 1, 2  # (place, batch, unit) inside of nn.MultiheadAttention
+    else:
+        try:
+            site = known.site(heads.path, 0)
+            rows = site.batch_axis(values, heads.tensor, argument=True)
+            units = site.unit_axis(values, heads.tensor, argument=True)
+        except AxesUnknown:
+            return None
+    if (
+        rows is None
+        or units is None
+        or values.ndim != 3
+        or values.shape[rows] != 1
+        or values.shape[units] % heads.count
+    ):
         return None
     by_unit = as_array(values.detach().double().movedim((rows, units), (0, 2))[0])  # (place, unit)
     result: Array = by_unit.reshape(len(by_unit), heads.count, -1).sum(axis=2).T

@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 
 from layerlens.analyzers.activation.activation_maps import layer_maps, units_second
-from layerlens.axes.followed import followed
+from layerlens.axes.followed import followed_for
 from layerlens.errors import LayerLensError
 from layerlens.inputs.inputs import Inputs
 from layerlens.model.layers import Layers
@@ -159,16 +159,17 @@ def _activations(
 
 def _relevance(lens: WrappedModel, inputs: Inputs, found: Relevance, why: dict[Key, str]) -> dict[Key, Array]:
     """Relevance at the outputs of layers, `(unit, *places)` of one sample, float64; `why` gets what has none."""
-    known, layers = followed(lens.model, inputs, lens.forward), Layers(lens.model)
+    layers = Layers(lens.model)
+    every = {name: calls for name, calls in found.layers.items() if not name.startswith("input of ")}
+    ran = [(split_tensor(name, layers)[0], call) for name, calls in every.items() for call in range(len(calls))]
+    known = followed_for(lens.model, inputs, lens.forward, ran)
     arranged: dict[Key, Array] = {}
-    for name, calls in found.layers.items():
-        if name.startswith("input of "):
-            continue
+    for name, calls in every.items():
         path, tensor = split_tensor(name, layers)
         for call, values in enumerate(calls):
             try:
                 axes = known.site(path, call).names(tensor, values)
-            except LayerLensError as error:  # it ran more often than when the axes were followed
+            except LayerLensError as error:  # the route changes from run to run
                 why[name, call] = str(error)
                 continue
             if axes is None:

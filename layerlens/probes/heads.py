@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
 import torch
@@ -134,3 +135,22 @@ class InsideAttention(TorchFunctionMode):
         index = self._counts[frame.layer]
         self._counts[frame.layer] += 1
         return F.linear(self._function(frame.layer, index, side_by_side), weight, bias), weights
+
+
+@contextlib.contextmanager
+def reading_inside(
+    model: nn.Module, paths: set[LayerPath], function: Callable[[LayerPath, int, torch.Tensor], torch.Tensor]
+) -> Iterator[Running]:
+    """Call `function` on what the output projections of some attentions are given, as `InsideAttention` does.
+
+    Yields:
+        The tracker of running layers.
+    """
+    with Running(model) as running, InsideAttention(running, paths, function):
+        yield running
+
+
+def attention_of(model: nn.Module, projection: LayerPath) -> LayerPath | None:
+    """Return the `nn.MultiheadAttention` whose output projection a layer is; None if it is none."""
+    path, _, name = projection.rpartition(".")
+    return path if name == "out_proj" and isinstance(model.get_submodule(path), nn.MultiheadAttention) else None

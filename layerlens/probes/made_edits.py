@@ -18,7 +18,6 @@ from layerlens.axes.followed import followed
 from layerlens.axes.layout import only
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Inputs
-from layerlens.model.call_tracking import Running
 from layerlens.model.checkpointing import as_edit, refuse_in_checkpoints
 from layerlens.model.layers import LayerPath, Layers
 from layerlens.model.selection import Calls, InputOf, Names, name_of
@@ -27,7 +26,7 @@ from layerlens.model.trees import describe
 
 from .edit_site import Site
 from .edits import Change
-from .heads import HeadSite, InsideAttention, head_sites, own_heads
+from .heads import HeadSite, head_sites, own_heads, reading_inside
 
 Edit: TypeAlias = Callable[[Any], Any] | Change
 """A function of a layer's output that returns the new output, or a `Change`."""
@@ -110,8 +109,7 @@ class MadeEdits:
             stack.callback(self._detach)
             if self._of_heads:
                 paths = {path for path, module in self._layers.items() if isinstance(module, nn.MultiheadAttention)}
-                running = stack.enter_context(Running(self._model))
-                stack.enter_context(InsideAttention(running, paths, self._edit_inside))
+                stack.enter_context(reading_inside(self._model, paths, self._edit_inside))
             if self._needs_axes and self._follow_run is not None:
                 self._known = self._follow_run()
             elif self._needs_axes:

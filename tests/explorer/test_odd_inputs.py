@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import Lens
+from layerlens import Lens, input_of
 
 from .conftest import layer_named, read
 
@@ -126,37 +126,74 @@ def test_a_hundred_thousand_units_fit():
     assert int(own.abs().argmax()) in wide["known"]
 
 
-def test_multihead_attention_names_what_its_heads_do_not_have():
-    explorer = Lens(encoder()).explore(torch.tensor([[1, 2, 3], [4, 5, 6]]), targets=[(-1, 2)], methods=[])
-    named(
-        explorer, "Relevance of the heads of 1.layers.0.self_attn, 1.layers.1.self_attn by token", "MultiheadAttention"
-    )
-    assert explorer.content["heads"]["withTokens"] == []
+def test_heads_of_multihead_attention_have_relevance_by_token():
+    lens, x = Lens(encoder()), torch.tensor([[1, 2, 3], [4, 5, 6]])
+    explorer = lens.explore(x, targets=[(-1, 2), (-1, 3)], methods=[])
     named(explorer, "Relevance of layer 0 is not shown")
-    for sample in explorer.content["samples"]:
-        assert sample["heads"]["attention"] is not None
+    assert len(explorer.content["notes"]) == 1
+    parts, with_tokens = (explorer.content["heads"][name] for name in ("parts", "withTokens"))
+    assert [parts[place]["head"] for place in with_tokens] == [0, 1, 0, 1]
+    for number, sample in enumerate(explorer.content["samples"]):
+        heads = sample["heads"]
+        assert heads["attention"] is not None
+        for target in (0, 1):
+            own = lens.relevance(x[[number]], target=(-1, 2 + target), layers=input_of("**.out_proj")).layers
+            values = torch.cat([one[0][:, 0] for one in own.values()], dim=1)  # (token, unit of both layers)
+            expected = values.unflatten(1, (4, 4)).sum(2).T
+            found = read(explorer, heads["tokens"], target)
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-7)
+            total = read(explorer, heads["total"], target)[with_tokens]
+            np.testing.assert_allclose(found.sum(1), total, rtol=1e-5, atol=1e-7)
+
+
+class Deep(nn.Module):
+    """Runs its layer as often as the input says."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+
+    def forward(self, x):
+        for _ in range(int(x[0, 0])):
+            x = self.cell(x)
+        return self.out(x)
+
+
+@pytest.mark.parametrize("often", [(1, 3, 2), (3, 1, 2)])
+def test_inputs_of_one_shape_that_take_different_routes(often):
+    x = torch.cat([torch.tensor(often)[:, None], torch.rand(3, 3)], dim=1)
+    lens = Lens(Deep())
+    explorer = lens.explore(x, targets=[0], methods=[])
+    for sample, count in enumerate(often):
+        own = lens.relevance(x[[sample]], target=0, layers="cell").layers["cell"]
+        for call in range(3):
+            values = explorer.content["samples"][sample]["layers"][
+                layer_named(explorer, f"cell #{call}" if call else "cell")
+            ]
+            assert (values is not None) == (call < count == len(own))
+            if values is not None:
+                np.testing.assert_allclose(read(explorer, values["relevance"], 0), own[call][0], rtol=1e-5, atol=1e-7)
+    assert not explorer.content["notes"]
 
 
 def test_a_note_of_some_samples_names_them():
-    class Deep(nn.Module):
-        """Runs its layer as often as the input says."""
+    class Log(nn.Module):
+        def forward(self, x):
+            return x.log()
+
+    class Beside(nn.Module):
+        """Computes a layer that its answer does not use."""
 
         def __init__(self):
             super().__init__()
-            self.cell, self.out = nn.Linear(4, 4), nn.Linear(4, 2)
+            self.log, self.out = Log(), nn.Linear(4, 2)
 
         def forward(self, x):
-            for _ in range(int(x[0, 0])):
-                x = self.cell(x)
+            self.log(x)
             return self.out(x)
 
-    x = torch.tensor([[1.0, 2, 3, 4], [3, 2, 3, 4]])
-    explorer = Lens(Deep()).explore(x, targets=[0], methods=[])
-    layer = layer_named(explorer, "cell")
-    first, second = (sample["layers"][layer] for sample in explorer.content["samples"])
-    assert first["relevance"] is not None
-    if second is None or second["relevance"] is None:
-        named(explorer, "sample 1: ", "layer cell")
+    explorer = Lens(Beside()).explore(torch.tensor([[1.0, 2, 3, 4], [0, 2, 3, 4]]), targets=[0], methods=[])
+    named(explorer, "sample 1: layer log is not shown", "NaN or infinity")
 
 
 def test_layers_for_which_there_is_no_room_are_counted():
@@ -188,17 +225,17 @@ def test_odd_names_are_read_as_they_are(browser, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_the_page_of_attention_without_tokens_opens_everywhere(browser, tmp_path):
+def test_the_page_of_multihead_attention_opens_everywhere(browser, tmp_path):
     explorer = Lens(encoder()).explore(torch.tensor([[1, 2, 3], [4, 5, 6]]), targets=[(-1, 2)], methods=[])
     page, troubles = browser.new_page(), []
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.goto(explorer.save(tmp_path / "encoder.html").as_uri())
     for name in (*explorer.views, "About"):
         page.get_by_role("tab", name=name, exact=True).click()
-    assert "nn.MultiheadAttention" in page.locator("#panel").inner_text()
     page.get_by_role("tab", name="Heads", exact=True).click()
     page.locator(".cells button").first.click()
-    assert "Where it looks" in page.locator("#panel").inner_text() and troubles == []
+    shown = page.locator("#panel").inner_text()
+    assert "Where it looks" in shown and "place by place" in shown and troubles == []
     page.close()
 
 

@@ -11,7 +11,7 @@ from torch import nn
 from layerlens.analyzers.common.calls.call_shapes import call_index, one_match
 from layerlens.analyzers.common.calls.used_tensors import one_tensor, tensors_read
 from layerlens.axes.follow import Followed
-from layerlens.axes.followed import followed
+from layerlens.axes.followed import followed_for
 from layerlens.axes.layout import unit_name
 from layerlens.errors import OptionError, RecordError
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
@@ -61,11 +61,11 @@ def activation_maps(
     """
     matches, inputs = one_match(model, layer, calls=False), as_inputs(x)
     (path,) = matches
-    known = followed(model, inputs, forward)
     with borrowed(model, grad=False), Probe(model, matches) as record:
         inputs.run(model, forward)
     calls = record.calls(path)
     chosen = calls[call_index(path, len(calls), call)]
+    known = followed_for(model, inputs, forward, [(path, chosen.index)])
     name, output = one_tensor(model, inputs, forward, chosen) or ("", None)
     maps = _maps(chosen, name, output, known, units, shown_input(inputs))
     return maps if matches.tensors[path] else dataclasses.replace(maps, layer=path)
@@ -103,11 +103,11 @@ def layer_maps(
     """
     inputs = as_inputs(x)
     matches = Layers(model).select(layers, calls=True, tensors=True)
-    known = followed(model, inputs, forward)
     with borrowed(model, grad=False), Probe(model, matches) as record:
         inputs.run(model, forward)
     if not record.order:
         raise RecordError(f"none of the {len(matches)} layers ran: the run took another route.")
+    known = followed_for(model, inputs, forward, [(call.layer, call.index) for call in record.order])
     shown = shown_input(inputs)
     read = tensors_read(model, inputs, forward, record.order)
     return [_maps(call, name, output, known, units, shown) for call, name, output in read]

@@ -20,6 +20,7 @@ from layerlens.model.tensors import changeable, exchanged, tensor_path
 from layerlens.model.trees import padded
 from layerlens.probes.edit_site import Site
 from layerlens.probes.edits import Change
+from layerlens.probes.heads import attention_of, reading_inside
 from layerlens.probes.probe import Probe
 from layerlens.results import LayerProfile
 
@@ -88,14 +89,17 @@ class LayerOutputs:
 
     Args:
         model: borrowed model.
-        layers: which layers, or tensors of their outputs, or what layers take; `()` for none.
+        layers: which layers, or tensors of their outputs, or what layers take; `()` for none. What the output
+            projection of an `nn.MultiheadAttention` takes, which does not run as a layer, is read inside of it.
         bases: tensors whose relevance is divided among the features of a basis.
     """
 
     def __init__(self, model: nn.Module, layers: Selection, bases: Sequence[BasisSite] = ()) -> None:
         self._found: list[LayerOutput] = []
         self._of_bases: list[tuple[BasisSite, list[LayerOutput]]] = [(site, []) for site in bases]
-        self._probes = [Probe(model, (), edits={site.call.selection: _read(into)}) for site, into in self._of_bases]
+        self._probes: list[contextlib.AbstractContextManager[Any]] = [
+            Probe(model, (), edits={site.call.selection: _read(into)}) for site, into in self._of_bases
+        ]
         if layers == ():
             return
         read = _read(self._found)
@@ -106,7 +110,9 @@ class LayerOutputs:
         if rest or not taken:
             edited += known.select(rest if is_listed(layers) else layers, calls=True, tensors=True).selections()
         if taken:
-            edited += map(InputOf, known.select(taken, calls=True, tensors=True).selections())
+            matches = known.select(taken, calls=True, tensors=True)
+            edited += map(InputOf, matches.selections())
+            self._probes += [] if (inside := _inside(model, matches, read)) is None else [inside]
         self._probes.append(Probe(model, (), edits=dict.fromkeys(edited, read)))
 
     def __enter__(self) -> None:
@@ -208,6 +214,25 @@ class _Read(Change):
             about = (path, site.call, short, edge, padded(tensor.detach()).clone(), site.tensors is not None)
             self.found.append(LayerOutput(*about))
         return exchanged(owner, output, copies) if copies else output
+
+
+def _inside(model: nn.Module, matches: Matches, read: _Read) -> contextlib.AbstractContextManager[Any] | None:
+    """What reads the input of the selected output projections of `nn.MultiheadAttention`; None if there are none."""
+    attentions = {path: attention_of(model, path) for path in matches}
+    projections = {attention: path for path, attention in attentions.items() if attention is not None}
+    if not projections:
+        return None
+
+    def note(attention: LayerPath, index: int, side_by_side: torch.Tensor) -> torch.Tensor:
+        path = projections[attention]
+        calls = matches.calls[path]
+        if calls is not None and index not in calls:
+            return side_by_side
+        site = Site(path, index, model.get_submodule(path), matches.tensors[path], arguments=True)
+        ((result,), _) = read.apply(((side_by_side,), {}), site)
+        return result  # type: ignore[no-any-return]
+
+    return reading_inside(model, set(projections), note)
 
 
 def by_layer(found: Sequence[tuple[LayerOutput, torch.Tensor]]) -> dict[str, tuple[torch.Tensor, ...]]:

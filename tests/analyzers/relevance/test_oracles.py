@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from layerlens import relevance
+from layerlens import errors, input_of, relevance
 from layerlens.targets.target import as_target
 from tests import oracles
 from tests.cases import CASES, double, normal
@@ -67,7 +67,27 @@ class AttentionByHand(nn.Module):
         parts = nn.functional.linear(q, o.in_proj_weight, o.in_proj_bias).chunk(3, -1)
         heads = [part.unflatten(-1, (o.num_heads, -1)).transpose(1, 2) for part in parts]
         mixed = nn.functional.scaled_dot_product_attention(*heads).transpose(1, 2).flatten(2)
-        return nn.functional.linear(mixed, o.out_proj.weight, o.out_proj.bias), None
+        return o.out_proj(mixed), None
+
+
+def test_what_the_projection_of_multihead_attention_takes_is_read_inside():
+    torch.manual_seed(0)
+    block = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dtype=torch.float64)
+    model = nn.Sequential(nn.TransformerEncoder(block, 2, enable_nested_tensor=False), nn.Flatten()).eval()
+    by_hand = copy.deepcopy(model)
+    for name, module in list(by_hand.named_modules()):
+        if isinstance(module, nn.MultiheadAttention):
+            by_hand.set_submodule(name, AttentionByHand(module))
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    found = relevance(model, x, target=5, layers=input_of("**.out_proj"))
+    expected = relevance(by_hand, x, target=5, layers=input_of("**.out_proj"))
+    assert list(found.layers) == [f"input of 0.layers.{number}.self_attn.out_proj" for number in (0, 1)]
+    for (own,), (other,) in zip(found.layers.values(), expected.layers.values(), strict=True):
+        torch.testing.assert_close(own.transpose(0, 1), other, rtol=1e-9, atol=1e-12)  # (place, batch, unit)
+    chosen = relevance(model, x, target=5, layers=input_of("0.layers.1.self_attn.out_proj#0"))
+    assert len(chosen.layers) == 1
+    with pytest.raises(errors.SelectionError, match="returned no tensor '7'"):
+        relevance(model, x, target=5, layers=input_of("0.layers.1.self_attn.out_proj/7"))
 
 
 def by_detaching(model, x, target, attention):

@@ -10,6 +10,7 @@ from torch import nn
 from layerlens.axes.follow import Followed
 from layerlens.errors import LayerNotFound, check_count
 from layerlens.model.layers import LayerPath, Layers, Selection
+from layerlens.model.selection import InputOf
 from layerlens.model.tensors import tensor_path
 from layerlens.probes.heads import head_sites, own_heads
 
@@ -38,6 +39,11 @@ class Heads:
     def place(self) -> str:
         """The layer, and the argument if it is one: `"attention.out/0"`."""
         return tensor_path(self.path, self.tensor)
+
+    @property
+    def taken(self) -> InputOf:
+        """What the output projection takes, of heads that it is given."""
+        return InputOf(f"{self.path}.out_proj".removeprefix(".") if self.kind == "attention" else self.path)
 
 
 def find_heads(model: nn.Module, followed: Followed, layers: Selection, heads: int | None) -> list[Heads]:

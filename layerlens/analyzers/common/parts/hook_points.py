@@ -14,7 +14,7 @@ from layerlens.analyzers.common.features.basis_site import BasisSite
 from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
 from layerlens.model.trees import map_tensors, named_tensors
-from layerlens.probes.heads import InsideAttention
+from layerlens.probes.heads import reading_inside
 from layerlens.probes.made_edits import Edit
 from layerlens.probes.probe import Probe
 
@@ -58,8 +58,7 @@ def hooked(model: nn.Module, places: Iterable[tuple[Kind, Place]], function: Rep
         stack.enter_context(Probe(model, (), edits=after, arguments=before))
         running = None
         if by_kind["attention"]:
-            running = stack.enter_context(Running(model))
-            stack.enter_context(InsideAttention(running, set(by_kind["attention"]), _inside(function)))
+            running = stack.enter_context(reading_inside(model, set(by_kind["attention"]), _inside(function)))
         yield running
 
 

@@ -19,12 +19,9 @@ from layerlens.analyzers.graph.operation import Gradients
 from layerlens.axes.follow import Followed
 from layerlens.axes.layout import holding as axes_holding, roles
 from layerlens.errors import AxesUnknown, RecordError
-from layerlens.model.call_tracking import Running
 from layerlens.model.layers import LayerPath
-from layerlens.model.selection import InputOf
 from layerlens.model.tensors import changeable
 from layerlens.model.trees import padded, version
-from layerlens.probes.heads import InsideAttention
 
 from ..book import Bookkeeper, Sweep
 from ..layer_relevance import LayerOutput, LayerOutputs
@@ -54,10 +51,7 @@ class Sites(LayerOutputs):
         self._paths = {id(module): path for path, module in model.named_modules()} if layers is None else {}
         self._returned: dict[LayerPath, list[tuple[LayerOutput, int] | None]] = {}
         self.asked = list(layers or ()), heads, by, bases
-        taken: list[Any] = [
-            InputOf(one.path) if one.kind == "input" else one.path for one in heads if one.kind != "attention"
-        ]
-        self._inside = {one.path for one in heads if one.kind == "attention"}
+        taken: list[Any] = [one.path if one.kind == "output" else one.taken for one in heads]
         wanted = list(dict.fromkeys([*(layers or ()), *taken]))
         super().__init__(model, wanted or (), bases)
 
@@ -66,15 +60,6 @@ class Sites(LayerOutputs):
         if self._paths:
             hook = register_module_forward_hook(self._hold)
             self._stack.callback(hook.remove)
-        if self._inside:
-            running = self._stack.enter_context(Running(self._model))
-            self._stack.enter_context(InsideAttention(running, self._inside, self._note))
-
-    def _note(self, path: LayerPath, index: int, side_by_side: torch.Tensor) -> torch.Tensor:
-        read = side_by_side.clone() if side_by_side.requires_grad else side_by_side
-        edge = get_gradient_edge(read) if read.requires_grad else None
-        self._found.append(LayerOutput(f"{path}/heads", index, "", edge, read.detach().clone(), True))
-        return read
 
     def _hold(self, module: nn.Module, args: object, output: object) -> None:
         path = self._paths.get(id(module))
@@ -159,9 +144,7 @@ class Sites(LayerOutputs):
         ]
 
     def _noted_as(self, one: Heads) -> str:
-        if one.kind == "attention":
-            return f"{one.path}/heads"
-        return repr(InputOf(one.path)) if one.kind == "input" else one.path
+        return one.path if one.kind == "output" else repr(one.taken)
 
     def _axes(self, known: Followed, output: LayerOutput, one: Heads | None) -> tuple[list[str], int] | str:
         """What the axes of a tensor count, and which is the batch; or why that is unknown."""
