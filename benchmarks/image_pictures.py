@@ -64,9 +64,9 @@ def jobs(network: str, part: int = 0, parts: int = 1) -> Iterator[Job]:
 
 @functools.cache
 def _sure(network: str, number: int) -> bool:
-    picture = listed()[number]
+    picture, model = listed()[number], load_model(network)
     with torch.inference_mode():
-        probability = load_model(network)(fitted(read(picture), network)).softmax(dim=1)[0]
+        probability = model(fitted(read(picture), network)).softmax(dim=1)[0]
     return int(probability.argmax()) == picture.target and float(probability.max()) >= SURE
 
 
