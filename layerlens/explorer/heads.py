@@ -100,7 +100,7 @@ def read_heads(
         queries = None if every else -1
         weights = attention(lens.model, inputs, queries=queries, forward=lens.forward)
         if not every:
-            notes.append("Where heads look is shown from the last token alone: all would make the file too large.")
+            notes.append("Where heads look is shown from the last token alone, for which there is room.")
     except (InputError, LayerLensError) as error:
         notes.append(f"Attention weights are not shown: {error}")
     return HeadValues(found, tokens, weights)
@@ -199,7 +199,7 @@ def _attention(
     found: AttentionWeights | None, parts: Sequence[dict[str, Any]], plan: Plan, samples: int, numbers: Numbers,
     notes: list[str],
 ) -> dict[str, Any] | None:  # fmt: skip
-    """Attention weights of the heads, `(head, query, key)`, and which parts they are of."""
+    """Attention weights of the heads, `(head, query, block of keys)`, and which parts they are of."""
     if found is None:
         return None
     rows, places = [], []
@@ -215,9 +215,12 @@ def _attention(
     bare = {one["layer"] for place, one in enumerate(parts) if one["head"] is not None and place not in places}
     if bare:
         notes.append(f"Attention weights of {', '.join(sorted(bare))} are not shown: they are not known.")
-    more = samples * len(rows) * rows[0].size
-    if more > plan.room("attention") and (numbers.count + more) * BYTES > 0.9 * plan.bytes:
-        notes.append("Attention weights are left out, which would make the file too large.")
-        return None
+    free = max(plan.room("attention"), 0.9 * plan.bytes / BYTES - numbers.count) / samples
+    keys = rows[0].shape[1:]
+    block = block_size(keys, int(free / (len(rows) * len(rows[0]))))
+    if block > 1:
+        note = f"Where heads look is summed over blocks of {block} tokens: a larger size= has room for each token"
+        notes.append(f"{note}, and lens.attention(x) has them all.")
     queries = next(iter(found.queries.values()), tuple(range(rows[0].shape[0])))
-    return {"parts": places, "queries": list(queries), "weights": numbers.add(np.stack(rows))}
+    weights = numbers.add(pooled(np.stack(rows), 1, block))
+    return {"parts": places, "queries": list(queries), "block": block, "weights": weights}

@@ -21,8 +21,14 @@ from .packing import BYTES, block_size, cells_of
 LAYERS: Final = 0.7
 """Share of the numbers of a file that layers need at least: their units, and one map each."""
 
+SPARE: Final = 0.1
+"""Share of the numbers that is left for inputs and the ledger."""
+
+NUMBERS: Final = 0.45
+"""Share that the numbers of units have at most."""
+
 MAPS: Final = 0.2
-"""Share that one map of each layer has at most."""
+"""Share that one map of each layer has at most, if that is enough to see where it is."""
 
 SHARES: Final = {"heads": 0.12, "attention": 0.06}
 """Share that heads and their attention have at most."""
@@ -45,10 +51,10 @@ OVERHEAD: Final = 45
 ENOUGH: Final = 196
 """Cells of a map over two axes that are enough to see where it is, 14 x 14."""
 
-LEAST: Final = 49
-"""Cells of a map of a unit where there is little room."""
+UNITS: Final = ((ENOUGH, 8), (100, 8), (49, 4))
+"""Cells of a map of a unit, and how many units must fit then; else the next."""
 
-STEPS: Final = (4096, 3136, 2304, 1600, 1024, 784, 576, 400, 256, ENOUGH, 144, 100, 64, LEAST, 25, 16)
+STEPS: Final = (4096, 3136, 2304, 1600, 1024, 784, 576, 400, 256, ENOUGH, 144, 100, 64, 49, 25, 16)
 """Most cells of a map that are tried, the finest first."""
 
 
@@ -145,21 +151,24 @@ def make_plan(
     shapes = [_shape(sites[path]) for path in shown]
     every = samples * (targets + 1) * sum(min(units, WIDEST) for units, _ in shapes)
     most = min(max((units for units, _ in shapes), default=1), WIDEST)
-    if every > LAYERS * room:
-        most = max(int(most * LAYERS * room / every), 1)
-    used = min(every, LAYERS * room) + samples * OVERHEAD * len(shown)
-    of_layers = max(MAPS * room, LAYERS * room - used)
-    cells = _cells(lambda cells: samples * targets * sum(_count(places, cells) for _, places in shapes), of_layers)
-    used += samples * targets * sum(_count(places, cells) for _, places in shapes)
-    rest = max((LAYERS + MAPS) * room - used, room / 10)
+    if every > NUMBERS * room:
+        most = max(int(most * NUMBERS * room / every), 1)
+    used = min(every, NUMBERS * room) + samples * OVERHEAD * len(shown)
+
+    def of_layers(cells: int) -> float:
+        return samples * targets * sum(_count(places, cells) for _, places in shapes)
+
+    enough_cells = samples * targets * sum(_enough(places) for _, places in shapes)
+    cells = _cells(of_layers, max(MAPS * room, min(enough_cells, LAYERS * room - used)))
+    rest = max((1 - SPARE) * room - used - of_layers(cells), room / 10)
 
     def of_units(kept: int, cells: int) -> float:
         maps = sum(min(kept, units) * _count(places, cells) for units, places in shapes if places)
         return samples * (targets + 1) * maps
 
     kept, unit_cells = min(maps, 2), STEPS[-1]
-    for enough in (ENOUGH, LEAST):
-        counts = [count for count in range(maps, min(maps, 3), -1) if of_units(count, enough) <= rest]
+    for enough, fewest in UNITS:
+        counts = [count for count in range(maps, min(maps, fewest) - 1, -1) if of_units(count, enough) <= rest]
         if counts:
             kept, unit_cells = counts[0], _cells(functools.partial(of_units, counts[0]), rest)
             break
@@ -169,8 +178,13 @@ def make_plan(
 def _least(shapes: Sequence[tuple[int, list[int]]], samples: int, targets: int) -> float:
     """How many numbers layers need at least."""
     units = sum(min(units, WIDEST) for units, _ in shapes)
-    places = sum(math.prod(sizes) if len(sizes) == 1 else _count(sizes, ENOUGH) for _, sizes in shapes)
+    places = sum(_enough(sizes) for _, sizes in shapes)
     return samples * ((targets + 1) * units + targets * places + OVERHEAD * len(shapes))
+
+
+def _enough(sizes: Sequence[int]) -> int:
+    """How many cells are enough to see where it is: every token or step, and blocks of pixels."""
+    return math.prod(sizes) if len(sizes) == 1 else _count(sizes, ENOUGH)
 
 
 def _size(shape: tuple[int, list[int]]) -> int:

@@ -101,6 +101,19 @@ def test_the_ledger_adds_up_to_the_score(made, request):
                 )
 
 
+def test_where_heads_look_is_summed_over_blocks_where_there_is_little_room(words):
+    lens, text = words[0], " ".join("a" * (1 + place % 9) for place in range(1000))
+    explorer = lens.explore([text], targets=[(-1, 4)], methods=[], size=12_000)
+    looks, own = explorer.content["samples"][0]["heads"]["attention"], lens.attention(text)
+    assert looks["queries"] == [999] and 1 < looks["block"] < 50
+    assert any(f"over blocks of {looks['block']} tokens" in note for note in explorer.content["notes"])
+    for row, place in enumerate(looks["parts"]):
+        one = explorer.content["heads"]["parts"][place]
+        weights = own[one["layer"]][0, one["head"], -1]
+        expected = [part.double().sum() for part in weights.split(looks["block"])]
+        close(read(explorer, looks["weights"], row, 0), expected)
+
+
 def test_tokens_heads_and_attention_are_those_of_the_analyzers(words):
     lens, texts, explorer = words
     content = explorer.content

@@ -11,7 +11,7 @@
  * @typedef {{sizes: number[], block: number, unitBlock: number, numbers: View, activation: View, active: View | null,
  *   relevance: View | null, map: View | null, maps: View | null}} LayerValues
  * @typedef {{inputs: number, constants: number, absorbed: number, score: number}} Rest
- * @typedef {{parts: number[], queries: number[], weights: View}} Attention
+ * @typedef {{parts: number[], queries: number[], block: number, weights: View}} Attention
  * @typedef {{direct: View, total: View, sizes: number[], block: number, tokens: View | null, rest: Rest[],
  *   attention: Attention | null}} HeadValues
  * @typedef {{label: string, text: string | null, targets: string[], scores: number[], outputs: string[][],
@@ -42,11 +42,18 @@ function byId(id) {
 
 /** @type {Content} */
 const content = JSON.parse(byId("data").textContent ?? "");
-const packed = atob((byId("numbers").textContent ?? "").trim());
-const bytes = new Uint8Array(packed.length);
-for (let place = 0; place < packed.length; place++) bytes[place] = packed.charCodeAt(place);
-const numbers = new Float32Array(bytes.buffer);
+const numbers = unpacked(byId("numbers").textContent ?? "");
 byId("numbers").textContent = "";
+
+/** The numbers of a text in base64. @param {string} text @returns {Float32Array} */
+function unpacked(text) {
+  const { fromBase64 } = /** @type {{fromBase64?: (text: string) => Uint8Array<ArrayBuffer>}} */ (Uint8Array);
+  if (fromBase64) return new Float32Array(fromBase64.call(Uint8Array, text).buffer); // browsers from 2025 on
+  const packed = atob(text.trim());
+  const bytes = new Uint8Array(packed.length);
+  for (let place = 0; place < packed.length; place++) bytes[place] = packed.charCodeAt(place);
+  return new Float32Array(bytes.buffer);
+}
 
 /** The part of an array at the first axes. @param {View} view @param {number[]} index @returns {Float32Array} */
 function part(view, ...index) {
@@ -298,13 +305,21 @@ function seriesOf(values, size, block, axis, how) {
  */
 function wordsOf(values, tokens, block, how) {
   const most = largest(values) || 1;
-  return make("ol", { class: "words", "aria-label": how.label }, ...[...values].map((value, cell) => {
-    const own = tokens.slice(cell * block, (cell + 1) * block);
-    const text = own.map(visible).join("");
-    const button = make("button", { type: "button", "data-cell": cell, "aria-pressed": how.chosen !== undefined && how.chosen >= 0 && Math.floor(how.chosen / block) === cell ? "true" : "false", "aria-label": `token ${cell * block}, ${own.join("")}, ${exact(value)}`, click: () => how.pick?.(cell * block) }, text);
+  const chosen = Math.floor((how.chosen ?? -1) / block);
+  const own = (/** @type {number} */ cell) => tokens.slice(cell * block, (cell + 1) * block);
+  const list = make("ol", { class: "words", "aria-label": how.label }, ...Array.from(values, (value, cell) => {
+    const button = make("button", { type: "button", "data-cell": cell, "aria-pressed": String(cell === chosen), "aria-label": `token ${cell * block}, ${own(cell).join("")}, ${exact(value)}` }, own(cell).map(visible).join(""));
     tint(button, value / most, how.kind ?? "relevance");
-    return make("li", {}, saying(button, `${how.label}: ${places("token", cell, block, tokens.length)} '${own.join("")}': ${exact(value)}`));
+    return make("li", {}, button);
   }));
+  /** One listener for thousands of tokens. @param {string} event @param {(cell: number) => void} call */
+  const on = (event, call) => list.addEventListener(event, ({ target }) => {
+    const cell = target instanceof HTMLElement ? target.closest("button")?.dataset.cell : undefined;
+    if (cell !== undefined) call(Number(cell));
+  });
+  on("click", (cell) => how.pick?.(cell * block));
+  for (const event of ["pointerover", "focusin"]) on(event, (cell) => say(`${how.label}: ${places("token", cell, block, tokens.length)} '${own(cell).join("")}': ${exact(values[cell])}`));
+  return list;
 }
 
 /** The tokens that the places of a layer are; null where they are something else. @param {Side} side @param {number[]} sizes @returns {string[] | null} */
@@ -359,6 +374,11 @@ function tableOf(head, rows, caption) {
     make("tbody", {}, ...rows.map((row) => make("tr", {}, ...row.map((text, place) => make(place ? "td" : "th", place ? {} : { scope: "row" }, text)))))));
 }
 
+/** A table next to maps, which leave room at their right, else below. @param {Node[]} shown @param {HTMLElement | null} table @param {boolean} maps @returns {(Node | null)[]} */
+function beside(shown, table, maps) {
+  return maps && table ? [make("div", { class: "pair" }, make("div", {}, ...shown), table)] : [...shown, table];
+}
+
 // -- views ------------------------------------------------------------------------------------------------------------
 
 /** @returns {Node[]} */
@@ -368,11 +388,8 @@ function inputView() {
     const method = content.methods[side.method];
     const shown = sample.parts.flatMap((one) => inputPart(side, one, method));
     const outputs = sample.outputs.map((row) => (row[2] === "" ? row.slice(0, 2) : row));
-    return [
-      make("p", {}, `Score of ${sample.targets[side.target]}: ${exact(sample.scores[side.target])}`),
-      ...shown,
-      outputs.length ? tableOf(outputs[0].length > 2 ? ["largest outputs", "value", "share"] : ["largest outputs", "value"], outputs, "Outputs of the model") : null,
-    ];
+    const table = outputs.length ? tableOf(outputs[0].length > 2 ? ["largest outputs", "value", "share"] : ["largest outputs", "value"], outputs, "Outputs of the model") : null;
+    return [make("p", {}, `Score of ${sample.targets[side.target]}: ${exact(sample.scores[side.target])}`), ...beside(shown, table, sample.parts.every((one) => one.form === "image"))];
   });
   return [make("h2", {}, "The input, and what of it counted"), view, ...(content.samples.length > 1 ? [samplesList()] : [])];
 }
@@ -454,7 +471,7 @@ function layersView() {
     const rows = content.numbers.map((number, place) => [number.name, exact(numberOf(side, layer, place))]);
     const shown = values.map ? [make("h3", {}, "Relevance, all units together"), overInput(side, part(values.map, side.target), values.sizes, values.block, one.places, { label: `Relevance of ${layerName(layer)}` }), scaleOf(part(values.map, side.target), "score")] : [];
     if (!values.relevance) shown.push(make("p", { class: "note" }, "No relevance of this layer is shown; the tab About says why."));
-    return [...shown, tableOf(["number", "value"], rows, "Numbers of this layer")];
+    return beside(shown, tableOf(["number", "value"], rows, "Numbers of this layer"), values.sizes.length > 1);
   }));
   found.push(make("h3", { id: "units-head" }, "Units"), make("div", { class: "tools" },
     choice("Sort by", ["relevance", "activation", "index"], state.sort, (chosen) => { state.sort = chosen; refresh(); }, "sort"),
@@ -639,7 +656,7 @@ function headView(head) {
       const wanted = looks.queries.indexOf(state.query >= 0 ? state.query : tokens.length - 1);
       const query = wanted >= 0 ? wanted : looks.queries.length - 1;
       shown.push(make("h4", {}, "Where it looks"), choice("From", looks.queries.map((token) => `${token} ${visible(tokens[token] ?? "")}`), query, (chosen) => { state.query = looks.queries[chosen]; refresh(); }),
-        wordsOf(part(looks.weights, number, query), tokens, 1, { label: `Attention of ${one.name} from token ${looks.queries[query]}`, kind: "active", pick: pickToken }));
+        wordsOf(part(looks.weights, number, query), tokens, looks.block, { label: `Attention of ${one.name} from token ${looks.queries[query]}`, kind: "active", pick: pickToken }));
     }
     return shown;
   })];
@@ -737,9 +754,7 @@ function drawTree() {
   const first = (row) => sortedBy(values.get(row.path) ?? [], order - 1, true);
   const rows = order ? content.tree.filter((row) => first(row) >= 0).sort((left, right) => first(right) - first(left)) : content.tree.filter((row) => row.parent === null);
   const tree = byId("tree");
-  const top = tree.scrollTop;
   tree.replaceChildren(...rows.map((row) => item(row, 1)));
-  tree.scrollTop = top;
   const items = [...tree.querySelectorAll('[role="treeitem"]')];
   if (!items.some((one) => one.getAttribute("tabindex") === "0")) items[0]?.setAttribute("tabindex", "0");
 }
@@ -747,7 +762,10 @@ function drawTree() {
 /** @param {string} path */
 function toggle(path) {
   if (!state.closed.delete(path)) state.closed.add(path);
+  const tree = byId("tree");
+  const top = tree.scrollTop;
   drawTree();
+  tree.scrollTop = top;
 }
 
 /** @param {Row} row */
@@ -844,8 +862,9 @@ function drawControls() {
 /** Draw everything again; the focus stays where it was, or goes to what is named, and what is new is scrolled into sight. @param {string} [focus] @param {string} [sight] */
 function refresh(focus, sight) {
   const before = document.activeElement?.id;
-  const boxes = () => [...byId("panel").querySelectorAll(".words, .units")];
-  const tops = shownTab === state.tab ? boxes().map((box) => box.scrollTop) : [];
+  const boxes = () => [byId("tree"), ...byId("panel").querySelectorAll(".words, .units")];
+  const tops = boxes().map((box) => box.scrollTop); // before anything is written, so that nothing is laid out twice
+  const kept = shownTab === state.tab ? tops : tops.slice(0, 1);
   shownTab = state.tab;
   drawControls();
   drawTabs();
@@ -853,7 +872,7 @@ function refresh(focus, sight) {
   byId("panel").replaceChildren(...(views.get(state.tab) ?? inputView)());
   const wanted = focus ?? (before ? `#${before}` : "");
   const element = wanted ? document.querySelector(wanted) : null;
-  boxes().forEach((box, place) => (box.scrollTop = tops[place] ?? 0));
+  boxes().forEach((box, place) => { if (kept[place]) box.scrollTop = kept[place]; });
   if (element instanceof HTMLElement) element.focus({ preventScroll: true });
   if (sight) document.querySelector(sight)?.scrollIntoView();
   follow();
