@@ -5,9 +5,10 @@ python -m benchmarks.faithfulness pack FOLDER                    (writes benchma
 python -m benchmarks.faithfulness report > benchmarks/faithfulness.md
 python -m benchmarks.faithfulness pictures                       (docs/faithfulness-*.png, some minutes on one core)
 
-The models are EfficientNet-Lite0, Lite1 and Lite2 on the photographs of `benchmarks.picture_packages`, and the embedded
-digit net on its sixteen pictures. A new row is a line of `METHODS`: `measure` takes what is missing, and nothing else.
-The rows of SHAP need its package; without it they are left out.
+The models are EfficientNet-Lite0, Lite1 and Lite2 on the photographs of `benchmarks.picture_packages`, the embedded
+digit net on its sixteen pictures, and a text reader, a text detector and a face detector on words of such photographs
+and on faces (`benchmarks.image_words`), with weights of packages. A new row is a line of `METHODS`: `measure` takes
+what is missing, and nothing else. The rows of SHAP need its package; without it they are left out.
 """
 
 from __future__ import annotations
@@ -24,13 +25,14 @@ import torch
 
 from .image_curves import Curves
 from .image_masks import masked
-from .image_methods import CANDIDATES, CONTROLS, FIRST, METHODS, PLAIN, RIVALS, SECOND, Map
+from .image_methods import CANDIDATES, CONTROLS, DEFAULTS, FIRST, METHODS, PLAIN, RIVALS, SECOND, Map
 from .image_pictures import Job, jobs
 from .image_report import pack, report, unpack
 
 ORDER: list[tuple[str, tuple[str, ...] | None]] = [
     (network, names) for network in ("lite0", "lite1", "lite2") for names in (FIRST, RIVALS, CANDIDATES, SECOND)
 ]
+ORDER += [(network, names) for network in ("faces", "reader", "text") for names in (FIRST, RIVALS, DEFAULTS)]
 ORDER += [("digits", PLAIN), ("lite0", None)]
 """What is measured, in this order: the table is useful at any time. Only Lite0 and the digits get every row."""
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from layerlens.analyzers.saliency.perturbation.rise import SmoothMasks, draw, ridge_map
 
-from .image_curves import faster
+from .image_curves import faster, probabilities
 
 MASKS, CELLS = 400, 7
 """Balanced smooth masks, each followed by its complement, over a grid of so many cells, as `rise` makes them."""
@@ -18,6 +18,9 @@ MASKS, CELLS = 400, 7
 
 LOGIT, LOG_PROBABILITY = 0, 1
 """The scores that are taken."""
+
+SMALLEST = 1e-12
+"""The least probability whose logarithm is taken."""
 
 
 class Masked:
@@ -35,6 +38,7 @@ class Masked:
 
     def __init__(self, model: nn.Module, x: torch.Tensor, target: int) -> None:
         self.model, self.x, self.target = faster(model), x, target
+        self.probabilities = probabilities(model)
         self.masks = SmoothMasks(list(x.shape[2:]), CELLS)
         draw([self.masks], MASKS, 0.5, "balanced", 0)
         self.scores = torch.zeros(0, 2, dtype=torch.float64)
@@ -55,7 +59,9 @@ class Masked:
         with torch.inference_mode():
             logits = self.model(x).double()
         self.asked, self.seconds = self.asked + len(x), self.seconds + time.process_time() - start
-        return torch.stack([logits, logits.log_softmax(dim=1)], dim=2)[:, self.target].clone()
+        return torch.stack([logits, self.probabilities(logits).clamp_min(SMALLEST).log()], dim=2)[
+            :, self.target
+        ].clone()
 
     def pooled(self, count: int) -> torch.Tensor:
         """The first masks at a few places in each cell, `(count, places)`."""

@@ -182,6 +182,9 @@ FIRST = ("relevance z+", "grad_cam", "rise, 400 masks", "z+ and rise 200, log-pr
 RIVALS = ("relevance z+", "grad_cam", "rise, 400 masks", "SHAP partition, 500 passes")
 """What a new default must be better than: the differences to these are in the tables."""
 
+DEFAULTS = ("relevance z+", "integrated_gradients, zero", "integrated_gradients, blur")
+"""What `method="auto"` may take: integrated gradients for networks with recurrent layers."""
+
 CANDIDATES = tuple(
     name for name in METHODS if any(word in name for word in ("stride", "views", "prior", "probability"))
 )

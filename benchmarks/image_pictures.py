@@ -15,6 +15,7 @@ from PIL import Image
 
 from layerlens.demo import efficientnet, embedded
 
+from .image_words import FACES, Word, face, spelled, surrounded, words
 from .picture_packages import CACHE, WEIGHTS, Picture, archive, listed, read
 
 NETWORKS = {
@@ -22,8 +23,14 @@ NETWORKS = {
     "lite1": "EfficientNet-Lite1",
     "lite2": "EfficientNet-Lite2",
     "digits": "the embedded digit net, sixteen pictures of digits on clutter",
+    "reader": "the text reader of EasyOCR (CRNN), the middle letter of a word",
+    "text": "the text detector CRAFT, a word and what is around it",
+    "faces": "the face detector of MTCNN, its last network",
 }
 """In the order in which they are measured."""
+
+PHOTOGRAPHS = ("lite0", "lite1", "lite2")
+"""The networks for which methods were tuned on a third of the photographs."""
 
 SURE = 0.2
 """The probability of its class from which a picture takes part."""
@@ -35,11 +42,15 @@ class Job:
 
     network: str
     name: str
-    picture: Picture | int
+    picture: Picture | Word | int
 
     def case(self) -> tuple[torch.nn.Module, torch.Tensor, int]:
         """The model, its input (1, ...), and the class."""
+        if isinstance(self.picture, Word):
+            return spelled(self.picture) if self.network == "reader" else surrounded(self.picture)
         if isinstance(self.picture, int):
+            if self.network == "faces":
+                return face(self.picture)
             images, labels, _ = embedded.sample_pictures()
             return _digit_net(), images[self.picture : self.picture + 1], int(labels[self.picture])
         return load_model(self.network), fitted(read(self.picture), self.network), self.picture.target
@@ -50,15 +61,27 @@ def tuning(name: str) -> bool:
     return hashlib.sha256(name.encode()).digest()[0] % 3 == 0
 
 
+def picture_of(network: str, name: str) -> str:
+    """The picture that an input comes from: several words may be of one."""
+    return name.rpartition("-")[0] if network == "reader" else name
+
+
 def jobs(network: str, part: int = 0, parts: int = 1) -> Iterator[Job]:
     """The pictures of a network that it is sure of, in a fixed random order, so that a part is a sample."""
     if network == "digits":
         found = [Job(network, f"digit-{number}", number) for number in range(16)]
+    elif network == "faces":
+        found = [Job(network, f"face-{number}", number) for number in range(FACES)]
+    elif network in ("reader", "text"):
+        chosen = words()
+        if network == "text":  # a region a picture, and no single digits
+            chosen = [one for one in chosen if one.name.endswith("-0") and len(one.text) > 1]
+        found = [Job(network, word.name, word) for word in chosen]
     else:
         found = [Job(network, picture.name, picture) for picture in listed()]
     order = torch.randperm(len(found), generator=torch.Generator().manual_seed(0)).tolist()
     for number in order[part::parts]:
-        if network in ("lite0", "digits") or _sure(network, number):
+        if network not in ("lite1", "lite2") or _sure(network, number):
             yield found[number]
 
 

@@ -13,7 +13,7 @@ import torch
 from .image_curves import FILLS, POINTS, gains
 from .image_masks import MASKS
 from .image_methods import CONTROLS, METHODS, RIVALS
-from .image_pictures import NETWORKS, tuning
+from .image_pictures import NETWORKS, PHOTOGRAPHS, picture_of, tuning
 from .picture_packages import PACKAGES
 
 STORED = Path(__file__).with_name("faithfulness.npz")
@@ -40,6 +40,19 @@ pictures on which both were measured.
 The photographs come from these packages, and are not part of this one: `python -m benchmarks.picture_packages` fetches
 and lists them.
 """
+
+NOTES = {
+    "reader": """\
+The probability of the letter at the step where it is read. Words of one picture are averaged first, so that intervals
+are over pictures. benchmarks/picture_words.csv says where each word is.""",
+    "text": """\
+The mean score of the detected region, which the detector was trained to be 0 or 1: about .6 for a region, for it is 1
+only in the middle of each letter. A word a picture, with as much around it as it is high.""",
+    "faces": """\
+The probability of a face. The faces are those of scikit-image's `lfw_subset`, from Labeled Faces in the Wild
+(Huang et al. 2007): news photographs, of their authors.""",
+}
+"""What is measured where it is not the probability of a photograph's class. Nothing was tuned for these."""
 
 Table = dict[str, Any]
 """For one network: the names of its pictures and, by method, numbers by picture, NaN where not measured."""
@@ -98,17 +111,24 @@ def stored(network: str, tuned: bool = False) -> Table:
     with np.load(STORED) as file:
         cases, methods = file["cases"].tolist(), file["methods"].tolist()
         head = f"{network}-"
-        of = [case for case in range(len(cases)) if cases[case].startswith(head)]
-        of = [case for case in of if network == "digits" or tuning(cases[case].removeprefix(head)) == tuned]
+        names = {case: name.removeprefix(head) for case, name in enumerate(cases) if name.startswith(head)}
+        of = [case for case, name in names.items() if network not in PHOTOGRAPHS or tuning(name) == tuned]
         curves, ends, cost = (torch.from_numpy(file[name][of]).double() for name in ("curves", "ends", "cost"))
     numbers = gains(curves, ends[:, None].expand(-1, len(methods), -1))
     numbers |= {"passes": cost[..., 0], "cost": cost[..., 1]}
+    pictures = [picture_of(network, names[case]) for case in of]
+    once = [*dict.fromkeys(pictures)]
+    places = [[place for place, name in enumerate(pictures) if name == picture] for picture in once]
+    numbers = {
+        name: torch.stack([values[each].mean(dim=0) for each in places]) if once else values
+        for name, values in numbers.items()
+    }
     rows = {
         method: {name: values[:, row] for name, values in numbers.items()}
         for row, method in enumerate(methods)
         if int(numbers["gain"][:, row].isfinite().sum()) >= FEWEST
     }
-    return {"pictures": [cases[case].removeprefix(head) for case in of], "rows": rows}
+    return {"pictures": once, "cases": len(of), "rows": rows}
 
 
 def interval(values: torch.Tensor) -> tuple[float, float, float]:
@@ -128,9 +148,13 @@ def table(network: str) -> None:
     if REFERENCE not in rows:
         return
     print(f"\n## {NETWORKS[network]}\n")
-    if network != "digits":
+    if network in NOTES:
+        print(f"{NOTES[network]}\n")
+    if network not in ("digits", "faces"):
+        words = f"{found['cases']} words in " if network == "reader" else ""
         counts = Counter(package for name in pictures for package in PACKAGES if name.startswith(f"{package}-"))
-        print(f"{len(pictures)} pictures: {', '.join(f'{name} {count}' for name, count in sorted(counts.items()))}.\n")
+        packages = ", ".join(f"{name} {count}" for name, count in sorted(counts.items()))
+        print(f"{words}{len(pictures)} pictures: {packages}.\n")
     rivals = [name for name in RIVALS if name in rows]
     head = ["insertion - deletion", *(f"less {name}" for name in rivals)]
     head += [
@@ -165,8 +189,7 @@ def prices() -> None:
     print("Chosen on the third of the pictures that is for tuning, over all networks; measured on the others.\n")
     print(f"| passes | network | method | {' | '.join(f'less {name}' for name in RIVALS)} |")
     print("| ---: | --- | --- |" + " ---: |" * len(RIVALS))
-    networks = [name for name in NETWORKS if name != "digits"]
-    tuned, measured = ({one: stored(one, tuned)["rows"] for one in networks} for tuned in (True, False))
+    tuned, measured = ({one: stored(one, tuned)["rows"] for one in PHOTOGRAPHS} for tuned in (True, False))
     tuned = {one: rows for one, rows in tuned.items() if REFERENCE in rows}
     for price in PRICES:
         means: dict[str, list[float]] = {}

@@ -59,7 +59,8 @@ def test_the_tables_are_those_of_the_stored_numbers(capsys):
 
 def test_what_is_stored_is_unpacked_for_a_new_row(tmp_path, monkeypatch):
     image_report.unpack(tmp_path)
-    assert len(list(tmp_path.glob("*.pt"))) == 121
+    with np.load(image_report.STORED) as file:
+        assert {path.stem for path in tmp_path.glob("*.pt")} == set(file["cases"].tolist())
     monkeypatch.setattr(image_report, "STORED", tmp_path / "again.npz")
     first = image_report.STORED
     image_report.pack(tmp_path)
