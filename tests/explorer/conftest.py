@@ -1,5 +1,6 @@
 """Explorers of small models, made once."""
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -86,6 +87,31 @@ def series():
     return lens, x, lens.explore(x, targets=[0, 1])
 
 
+@pytest.fixture
+def opened(browser, request, tmp_path):
+    """Open the explorer of a fixture: the page, and the explorer; what goes wrong on the page fails the test."""
+    troubles, pages = [], []
+
+    def show(name, **options):
+        explorer = request.getfixturevalue(name)[2]
+        path = explorer.save(tmp_path / f"{name}.html")
+        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
+        page.on(
+            "request",
+            lambda one: troubles.append(one.url) if not one.url.startswith(("data:", path.as_uri(), "about:")) else 0,
+        )
+        page.on("console", lambda message: troubles.append(message.text))
+        page.on("pageerror", lambda error: troubles.append(str(error)))
+        page.goto(path.as_uri())
+        pages.append(page)
+        return page, explorer
+
+    yield show
+    for page in pages:
+        page.close()
+    assert troubles == []
+
+
 def read(explorer, view, *index):
     """A number, or an array, of the page."""
     return explorer.array(view)[index]
@@ -94,3 +120,20 @@ def read(explorer, view, *index):
 def layer_named(explorer, name):
     """The place of a layer."""
     return next(place for place, one in enumerate(explorer.content["layers"]) if one["name"] == name)
+
+
+def tab(page, name):
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+def last_number(text):
+    return float(text.rsplit(":", 1)[1])
+
+
+def same(text, value):
+    """Whether a text ends in the six digits of a float32 number."""
+    assert last_number(text) == float(f"{float(np.float32(value)):.6g}"), (text, value)
+
+
+def reading(page):
+    return page.inner_text("#reading")

@@ -11,55 +11,13 @@ import pytest
 import layerlens
 from tests.report.test_browser import CONTRAST
 
-from .conftest import HOSTILE, layer_named, read
+from .conftest import HOSTILE, last_number, layer_named, read, reading, same, tab
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
 MADE = ("digits", "words", "series")
 SCRIPTS = sorted((Path(layerlens.__file__).parent / "explorer" / "templates").glob("*.js"))
 TYPESCRIPT = "typescript@5.9.3"
-
-
-@pytest.fixture
-def opened(browser, request, tmp_path):
-    """Open the explorer of a fixture: the page, and the explorer; what goes wrong on the page fails the test."""
-    troubles, pages = [], []
-
-    def show(name, **options):
-        explorer = request.getfixturevalue(name)[2]
-        path = explorer.save(tmp_path / f"{name}.html")
-        page = browser.new_page(**{"viewport": {"width": 1280, "height": 900}, **options})
-        page.on(
-            "request",
-            lambda one: troubles.append(one.url) if not one.url.startswith(("data:", path.as_uri(), "about:")) else 0,
-        )
-        page.on("console", lambda message: troubles.append(message.text))
-        page.on("pageerror", lambda error: troubles.append(str(error)))
-        page.goto(path.as_uri())
-        pages.append(page)
-        return page, explorer
-
-    yield show
-    for page in pages:
-        page.close()
-    assert troubles == []
-
-
-def tab(page, name):
-    page.get_by_role("tab", name=name, exact=True).click()
-
-
-def last_number(text):
-    return float(text.rsplit(":", 1)[1])
-
-
-def same(text, value):
-    """Whether a text ends in the six digits of a float32 number."""
-    assert last_number(text) == float(f"{float(np.float32(value)):.6g}"), (text, value)
-
-
-def reading(page):
-    return page.inner_text("#reading")
 
 
 def point_at(page, element, row, column, rows, columns):
@@ -341,6 +299,29 @@ def test_the_keyboard_is_enough(opened):
     page.keyboard.press("Enter")
     assert page.locator("#unit-name").inner_text().startswith(f"Unit {chosen} of stem.conv")
     assert page.evaluate("document.activeElement.dataset.unit") == chosen  # the focus stays
+
+
+def test_tokens_and_heads_are_one_stop_of_the_tab_key_each(opened):
+    page, explorer = opened("words")
+    sample = explorer.content["samples"][0]
+    tab(page, "Tokens")
+    words = page.locator("#panel .words button")
+    assert words.evaluate_all("all => all.filter(one => one.tabIndex === 0).length") == 1
+    words.first.focus()
+    for key in ("ArrowRight", "ArrowRight", "ArrowLeft", "End", "ArrowLeft"):
+        page.keyboard.press(key)
+    same(reading(page), read(explorer, sample["parts"][0]["maps"], 0, 0, 2))
+    page.keyboard.press("Enter")
+    assert page.locator("#token-name").inner_text().startswith("Token 2 ")
+    assert words.evaluate_all("all => all.findIndex(one => one.tabIndex === 0)") == 2
+    page.locator(".cells button").first.focus()
+    for key in ("ArrowDown", "ArrowRight", "ArrowUp", "ArrowDown"):
+        page.keyboard.press(key)
+    same(reading(page), read(explorer, sample["heads"]["tokens"], 0, 3, 2))
+    page.keyboard.press("ArrowRight")  # there is none further
+    page.keyboard.press("Enter")
+    part = explorer.content["heads"]["parts"][explorer.content["heads"]["withTokens"][3]]
+    assert page.locator("#head-name").inner_text() == part["name"]
 
 
 def test_names_for_a_reader_of_the_screen(opened):

@@ -121,6 +121,38 @@ function saying(element, text) {
   return element;
 }
 
+/** Make many buttons one stop of the tab key; arrow keys move among them. @template {HTMLElement} T @param {T} element @returns {T} */
+function oneStop(element) {
+  const buttons = [...element.querySelectorAll("button")];
+  const first = buttons.find((one) => one.getAttribute("aria-pressed") === "true") ?? buttons[0];
+  for (const one of buttons) if (one !== first) one.tabIndex = -1;
+  /** The button of the next row, below or above, that is nearest. @param {number} place @param {number} step @returns {number} */
+  const beyond = (place, step) => {
+    const here = buttons[place].getBoundingClientRect();
+    let [best, gap, row] = [place, Infinity, NaN];
+    for (let other = place + step; buttons[other]; other += step) {
+      const { top, left, height } = buttons[other].getBoundingClientRect();
+      if (Math.abs(top - here.top) < height / 2) continue;
+      if (Math.abs(top - row) > height / 2) break;
+      row = top;
+      if (Math.abs(left - here.left) < gap) [best, gap] = [other, Math.abs(left - here.left)];
+    }
+    return best;
+  };
+  element.addEventListener("keydown", (event) => {
+    const place = buttons.findIndex((one) => one === event.target);
+    /** @type {Record<string, () => number>} */
+    const keys = { ArrowLeft: () => place - 1, ArrowRight: () => place + 1, ArrowUp: () => beyond(place, -1), ArrowDown: () => beyond(place, 1), Home: () => 0, End: () => buttons.length - 1 };
+    if (place < 0 || !(event.key in keys)) return;
+    event.preventDefault();
+    const next = buttons[keys[event.key]()] ?? buttons[place];
+    buttons[place].tabIndex = -1;
+    next.tabIndex = 0;
+    next.focus();
+  });
+  return element;
+}
+
 /** @param {string} label @param {string[]} options @param {number} chosen @param {(chosen: number) => void} change @param {string} [id] */
 function choice(label, options, chosen, change, id) {
   const select = /** @type {HTMLSelectElement} */ (make("select", { id }));
@@ -319,7 +351,7 @@ function wordsOf(values, tokens, block, how) {
   });
   on("click", (cell) => how.pick?.(cell * block));
   for (const event of ["pointerover", "focusin"]) on(event, (cell) => say(`${how.label}: ${places("token", cell, block, tokens.length)} '${own(cell).join("")}': ${exact(values[cell])}`));
-  return list;
+  return oneStop(list);
 }
 
 /** The tokens that the places of a layer are; null where they are something else. @param {Side} side @param {number[]} sizes @returns {string[] | null} */
@@ -489,7 +521,7 @@ function unitsList(layer) {
   const rows = unitsOf(layer);
   const shown = rows.slice(0, state.every ? rows.length : MOST_UNITS);
   const two = state.second !== null;
-  const list = make("ul", { class: state.unit < 0 ? "units" : "units picked", "aria-label": `Units of ${layerName(layer)}` }, ...shown.map((row) => {
+  const list = oneStop(make("ul", { class: state.unit < 0 ? "units" : "units picked", "aria-label": `Units of ${layerName(layer)}` }, ...shown.map((row) => {
     const text = `unit ${row.unit}: relevance ${exactly(row.relevance)}, activation ${exactly(row.activation)}`;
     const columns = sides().map((side, place) => {
       const values = valuesOf(side, layer);
@@ -502,7 +534,7 @@ function unitsList(layer) {
     const button = make("button", { type: "button", class: two ? "unit both" : "unit", "data-unit": row.unit, "aria-pressed": String(row.unit === state.unit), "aria-label": text, click: () => { state.unit = row.unit; refresh(`[data-unit="${row.unit}"]`, "#units-head"); } },
       make("span", { class: "name" }, `unit ${row.unit}`), make("span", { class: "columns" }, ...columns), apart);
     return make("li", {}, saying(button, text));
-  }));
+  })));
   const more = rows.length > shown.length ? make("button", { type: "button", click: () => { state.every = true; refresh(); } }, `Show all ${rows.length} units`) : null;
   const rest = one.known !== null ? make("p", { class: "note" }, `${one.units - one.known.length} further units have less relevance and activation, and are not in this file.`) : null;
   return make("div", {}, make("p", { class: "note" }, `R: sum of relevance over all places. a: largest activation. Maps are kept of ${one.kept.length} units.`), list, more, rest);
@@ -603,7 +635,7 @@ function gridOf(value, label) {
   const values = parts.map((_, number) => value(number));
   const most = values.reduce((found, each, number) => (parts[number].head !== null && Math.abs(each) > found ? Math.abs(each) : found), 0) || 1;
   const head = make("tr", {}, make("th", { scope: "col" }, "layer"), ...Array.from({ length: width }, (_, place) => make("th", { scope: "col" }, String(place))));
-  return make("div", { class: "scroll" }, make("table", { class: "cells" }, make("caption", {}, `${label}: layers by heads`), make("thead", {}, head), make("tbody", {}, ...layers.map((layer) => make("tr", {}, make("th", { scope: "row" }, layer),
+  return make("div", { class: "scroll" }, oneStop(make("table", { class: "cells" }, make("caption", {}, `${label}: layers by heads`), make("thead", {}, head), make("tbody", {}, ...layers.map((layer) => make("tr", {}, make("th", { scope: "row" }, layer),
     ...Array.from({ length: width }, (_, place) => {
       const number = parts.findIndex((one) => one.layer === layer && one.head === place);
       if (number < 0) return make("td", {});
@@ -611,7 +643,7 @@ function gridOf(value, label) {
       const button = make("button", { type: "button", "data-head": number, "aria-label": text, "aria-pressed": String(number === state.head), click: () => { state.head = number; state.tab = "Heads"; refresh(`[data-head="${number}"]`, "#head-name"); } });
       tint(button, values[number] / most, "relevance");
       return make("td", {}, saying(button, text));
-    }))))));
+    })))))));
 }
 
 /** @returns {Node[]} */
