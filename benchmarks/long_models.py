@@ -145,7 +145,7 @@ def gemma3(folder: Path) -> Causal:
             raise ValueError("the parts of Gemma 3 270M do not make the file that they should")
         AutoTokenizer.from_pretrained(folder, gguf_file=path.name).save_pretrained(kept)
         model = AutoModelForCausalLM.from_pretrained(folder, gguf_file=path.name, dtype="float32")
-        del model.config.quantization_config
+        del model.config.quantization_config, model.hf_quantizer  # its weights are plain float32 tensors by now
         model.save_pretrained(kept)
         path.unlink()
     model = AutoModelForCausalLM.from_pretrained(kept, dtype="float32").eval()
