@@ -64,9 +64,9 @@ def explore(
 
     The page is one HTML file that works offline. Every number on it comes from `relevance`, `saliency`, `layer_maps`,
     `contributions` and `attention`. So that the file stays small, maps are sums over blocks of places (of activations
-    means) with at most 64 x 64 cells, and maps are kept of the units with most relevance and the largest activation;
-    of the others there is a number each. Sums keep the ledger: the cells of a map of relevance add up to what all its
-    places do.
+    means) with at most 64 x 64 cells, and maps are kept of the units with most relevance and the largest activation,
+    half of them for all inputs and half for each alone; of the others there is a number each. Sums keep the ledger: the
+    cells of a map of relevance add up to what all its places do.
 
     Args:
         lens: a `Lens`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -211,20 +212,24 @@ def packed(
         own = [one if one is not None and len(one.activation) == units else None for one in own]
         by_relevance, by_activation = _order(there)
         known = list(range(units)) if units <= plan.units else sorted(_best(by_relevance, by_activation, plan.units))
-        kept = [unit for unit in _best(by_relevance, by_activation, plan.maps) if unit in known]
+        shared = _best(by_relevance, by_activation, math.ceil(plan.maps / 2))  # the others are the sample's own
         about = {"name": name_of((name, call)), "path": path, "tensor": tensor, "call": call}
-        about |= {"type": types.get(path, ""), "units": units, "places": there[0].places, "kept": kept}
+        about |= {"type": types.get(path, ""), "units": units, "places": there[0].places}
         heads.append({**about, "known": None if len(known) == units else known})
-        values.append([None if one is None else _values(one, known, kept, numbers) for one in own])
+        values.append([None if one is None else _values(one, known, shared, plan.maps, numbers) for one in own])
     return heads, [list(row) for row in zip(*values, strict=True)] if values else [[] for _ in samples]
 
 
-def _values(one: LayerValues, known: list[int], kept: list[int], numbers: Numbers) -> dict[str, Any]:
+def _values(one: LayerValues, known: list[int], shared: list[int], maps: int, numbers: Numbers) -> dict[str, Any]:
+    """The values of a sample: of the known units, and maps of the shared ones and of its own best."""
+    best, there = dict.fromkeys([*shared, *_best(*_order([one]), maps)]), set(known)
+    kept = [unit for unit in best if unit in there][:maps]
     relevant, places = one.relevance is not None and one.maps is not None and one.map is not None, bool(one.sizes)
     found: dict[str, Any] = {
         "sizes": one.sizes,
         "block": one.block,
         "unitBlock": one.unit_block,
+        "kept": kept,
         "numbers": numbers.add(one.numbers),
         "activation": numbers.add(one.activation[known]),
         "active": numbers.add(one.active[kept]) if places else None,

@@ -97,7 +97,7 @@ def test_a_map_says_its_numbers_to_mouse_and_keyboard(opened):
 def test_layers_units_and_the_tree_say_their_numbers(opened):
     page, explorer = opened("digits")
     layer = layer_named(explorer, "blocks.1")
-    about, values = explorer.content["layers"][layer], explorer.content["samples"][2]["layers"][layer]
+    values = explorer.content["samples"][2]["layers"][layer]
     page.select_option("#input-a", "2")
     for number, one in enumerate(explorer.content["numbers"]):
         page.select_option("#number", str(number))
@@ -113,7 +113,7 @@ def test_layers_units_and_the_tree_say_their_numbers(opened):
         assert int(found[1]) == unit
         assert float(found[2]) == float(f"{float(relevance[unit]):.6g}")
         assert float(found[3]) == float(f"{float(active[unit]):.6g}")
-    unit = about["kept"][0]
+    unit = values["kept"][0]
     page.locator(f'[data-unit="{unit}"]').click()
     maps = read(explorer, values["maps"], 0, 0)
     rows, columns = maps.shape

@@ -8,7 +8,7 @@
  * @typedef {{name: string, form: "image" | "series" | "tokens" | "vector", sizes: number[], block: number,
  *   axes: string[], picture: string | null, tokens: string[] | null, rows: string[] | null, values: View | null,
  *   maps: View}} Part  One input; maps are (method, target, ...cells).
- * @typedef {{sizes: number[], block: number, unitBlock: number, numbers: View, activation: View, active: View | null,
+ * @typedef {{sizes: number[], block: number, unitBlock: number, kept: number[], numbers: View, activation: View, active: View | null,
  *   relevance: View | null, map: View | null, maps: View | null}} LayerValues
  * @typedef {{inputs: number, constants: number, absorbed: number, score: number}} Rest
  * @typedef {{parts: number[], queries: number[], block: number, weights: View}} Attention
@@ -18,7 +18,7 @@
  *   facts: string[][], parts: Part[], layers: (LayerValues | null)[], heads: HeadValues | null,
  *   ledger: {sums: number[][], amounts: View}}} Sample
  * @typedef {{name: string, path: string, tensor: string, call: number, type: string, units: number, known: number[] | null,
- *   kept: number[], places: string[]}} Layer
+ *   places: string[]}} Layer
  * @typedef {{path: string, name: string, type: string, parent: string | null, output: string, parameters: number,
  *   calls: number | null, layers: number[]}} Row
  * @typedef {{title: string, targets: string[], methods: {name: string, units: string, signed: boolean, cost: string}[],
@@ -482,9 +482,15 @@ function unitsOf(layer) {
   const by = state.sort === 0 && relevant.some((values) => values) ? "relevance" : "activation";
   const rows = known(one).map((unit, place) => {
     const numbers = { relevance: relevant.map((values) => values?.[place] ?? NaN), activation: active.map((values) => values?.[place] ?? NaN) };
-    return { unit, kept: one.kept.indexOf(unit), ...numbers, first: sortedBy(numbers[by], state.by, by === "relevance") };
+    return { unit, ...numbers, first: sortedBy(numbers[by], state.by, by === "relevance") };
   });
   return state.sort === 2 ? rows : rows.sort((left, right) => right.first - left.first);
+}
+
+/** The map of a unit; null where it is not in this file. @param {LayerValues | null} values @param {number} unit @param {number} target @param {Kind} kind @returns {Float32Array | null} */
+function unitMap(values, unit, target, kind) {
+  const [place, view] = [values?.kept.indexOf(unit) ?? -1, kind === "active" ? values?.active : values?.maps];
+  return !view || place < 0 ? null : kind === "active" ? part(view, place) : part(view, target, place);
 }
 
 /** @returns {Node[]} */
@@ -525,8 +531,7 @@ function unitsList(layer) {
     const text = `unit ${row.unit}: relevance ${exactly(row.relevance)}, activation ${exactly(row.activation)}`;
     const columns = sides().map((side, place) => {
       const values = valuesOf(side, layer);
-      const view = state.kind === "active" ? values?.active : values?.maps;
-      const own = view && row.kept >= 0 ? (state.kind === "active" ? part(view, row.kept) : part(view, side.target, row.kept)) : null;
+      const own = unitMap(values, row.unit, side.target, state.kind);
       return make("span", { class: "column" }, own && values ? overInput(side, own, values.sizes, values.unitBlock, one.places, { label: "", kind: state.kind, small: true }) : null,
         two ? make("span", { class: "note" }, "AB"[place]) : null, make("span", {}, `R ${short(row.relevance[place])}`), make("span", {}, `a ${short(row.activation[place])}`));
     });
@@ -537,13 +542,13 @@ function unitsList(layer) {
   })));
   const more = rows.length > shown.length ? make("button", { type: "button", click: () => { state.every = true; refresh(); } }, `Show all ${rows.length} units`) : null;
   const rest = one.known !== null ? make("p", { class: "note" }, `${one.units - one.known.length} further units have less relevance and activation, and are not in this file.`) : null;
-  return make("div", {}, make("p", { class: "note" }, `R: sum of relevance over all places. a: largest activation. Maps are kept of ${one.kept.length} units.`), list, more, rest);
+  return make("div", {}, make("p", { class: "note" }, `R: sum of relevance over all places. a: largest activation. Maps are kept of the strongest units of each input.`), list, more, rest);
 }
 
 /** @param {number} layer @param {number} unit @returns {Node[]} */
 function unitView(layer, unit) {
   const one = content.layers[layer];
-  const [place, kept] = [known(one).indexOf(unit), one.kept.indexOf(unit)];
+  const place = known(one).indexOf(unit);
   if (place < 0) return [];
   const title = `unit ${unit} of ${layerName(layer)}`;
   /** @type {Node[]} */
@@ -552,20 +557,22 @@ function unitView(layer, unit) {
     if (!values) return [make("p", {}, "No values for this input.")];
     const maps = make("div", { class: "pair" });
     const shown = [maps];
-    if (kept >= 0 && values.maps) maps.append(make("div", {}, make("h4", {}, "Relevance"), overInput(side, part(values.maps, side.target, kept), values.sizes, values.unitBlock, one.places, { label: `Relevance of ${title}` })));
-    if (kept >= 0 && values.active) maps.append(make("div", {}, make("h4", {}, "Activation"), overInput(side, part(values.active, kept), values.sizes, values.unitBlock, one.places, { label: `Activation of ${title}`, kind: "active" })));
-    if (kept < 0 && one.places.length) shown.push(make("p", { class: "note" }, "The map of this unit is not in this file; explore(units=...) keeps more."));
+    for (const [name, kind] of /** @type {[string, Kind][]} */ ([["Relevance", "relevance"], ["Activation", "active"]])) {
+      const own = unitMap(values, unit, side.target, kind);
+      if (own) maps.append(make("div", {}, make("h4", {}, name), overInput(side, own, values.sizes, values.unitBlock, one.places, { label: `${name} of ${title}`, kind })));
+    }
+    if (!values.kept.includes(unit) && one.places.length) shown.push(make("p", { class: "note" }, "The map of this unit for this input is not in this file; explore(units=...) keeps more."));
     const relevance = values.relevance;
     const rows = content.samples[side.sample].targets.map((text, target) => [text, relevance ? exact(part(relevance, target)[place]) : "unknown"]);
     shown.push(tableOf(["target", "relevance"], [...rows, ["largest activation", exact(part(values.activation)[place])]], "This unit"));
     return shown;
   })];
-  if (content.samples.length > 1) found.push(...topInputs(layer, unit, place, kept));
+  if (content.samples.length > 1) found.push(...topInputs(layer, unit, place));
   return found;
 }
 
-/** @param {number} layer @param {number} unit @param {number} place @param {number} kept @returns {Node[]} */
-function topInputs(layer, unit, place, kept) {
+/** @param {number} layer @param {number} unit @param {number} place @returns {Node[]} */
+function topInputs(layer, unit, place) {
   const one = content.layers[layer];
   const by = state.kind;
   const rows = content.samples.map((sample, number) => {
@@ -578,8 +585,7 @@ function topInputs(layer, unit, place, kept) {
     ...(rows.length > 16 ? [make("p", { class: "note" }, `The first 16 of ${rows.length} inputs.`)] : []),
     make("ul", { class: "units", id: "top-inputs" }, ...rows.slice(0, 16).map((row) => {
       const side = { ...state.first, sample: row.number };
-      const view = by === "active" ? row.values?.active : row.values?.maps;
-      const own = view && kept >= 0 ? (by === "active" ? part(view, kept) : part(view, side.target, kept)) : null;
+      const own = unitMap(row.values, unit, side.target, by);
       const picture = row.sample.parts.find((each) => each.picture !== null)?.picture ?? null;
       const text = `${row.sample.label}: ${exact(row.value)}`;
       return make("li", {}, saying(make("button", { type: "button", class: "unit", "aria-label": text, click: () => { state.first.sample = row.number; refresh(); } },
