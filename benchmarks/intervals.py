@@ -10,6 +10,7 @@ changed is measured again when its arrays are gone: `python -m benchmarks.interv
 import dataclasses
 import functools
 import itertools
+import math
 import sys
 import warnings
 from collections.abc import Callable
@@ -23,15 +24,16 @@ from torch import nn
 import layerlens
 from layerlens.analyzers.sensitivity import inputs
 from layerlens.faithfulness import known_shapley
+from layerlens.results.intervals import interval_of
 
 HEAD = """# Do intervals cover?
 
-Written by `python -m benchmarks.intervals`. 90 % intervals (`found.interval(0.9)`; of rankings the value less and
-plus 1.645 standard errors) of 200 seeds, and how many hold the value: the mean over up to 30 values, with its
-standard error over seeds. *Known*: in closed form, by all coalitions, or by very many draws. *Unpenalized*: the
-regression on all coalitions, without a penalty. *Mean over seeds*: the mean of the method itself. Width: the half
-width over 1.645 true standard deviations, root mean squares: 1 is right for normal values, more is too wide. Draws:
-of rows with `until=`, the mean number and its range over seeds; each seed looked at its intervals several times.
+Written by `python -m benchmarks.intervals`. 90 % intervals (`found.interval(0.9)`; of rankings by `found.error` and
+`found.degrees`) of 200 seeds, and how many hold the value: the mean over up to 30 values, with its standard error over
+seeds. *Known*: in closed form, by all coalitions, or by very many draws. *Unpenalized*: the regression on all
+coalitions, without a penalty. *Mean over seeds*: the mean of the method itself. Width: the half width over 1.645 true
+standard deviations, root mean squares: 1 is right for normal values, more is too wide. Draws: of rows with `until=`,
+the mean number and its range over seeds; each seed looked at its intervals several times.
 
 | method | task | what it should hold | held | width | draws |
 | --- | --- | --- | --- | --- | --- |"""
@@ -60,6 +62,34 @@ class Cubic(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Return the score."""
         return x.pow(3).sum(dim=1, keepdim=True)
+
+
+class Sum(nn.Module):
+    """A weighted sum of six columns."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the score."""
+        return x @ torch.tensor([[3.0, 2.0, 1.0, 0.5, 0.1, 0.0]]).to(x).T
+
+
+class Ishigami(nn.Module):
+    """sin u1 + 7 sin^2 u2 + .1 u3^4 sin u1, u in -pi..pi (Ishigami & Homma 1990), of x in -1..1."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the score."""
+        one, two, three = (math.pi * x).T
+        return one.sin() + 7 * two.sin() ** 2 + 0.1 * three**4 * one.sin()
+
+
+class Holes(nn.Module):
+    """Sobol's g of six columns, the product of (2 |x_i| + a_i) / (1 + a_i), of x in -1..1 (Saltelli & Sobol 1995)."""
+
+    a = torch.tensor([0.0, 1.0, 4.5, 9.0, 99.0, 99.0]).double()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return the score."""
+        score: torch.Tensor = ((2 * x.abs() + self.a) / (1 + self.a)).prod(dim=1)
+        return score
 
 
 class Text(nn.Module):
@@ -150,11 +180,11 @@ def drawn(task: Task, method: str, target: Any, **options: Any) -> Runs:
 
 
 def ranked(measure: Callable[..., Any], *args: Any, **options: Any) -> Runs:
-    """A run of a measure of sensitivity by seed: values less and plus 1.645 standard errors."""
+    """A run of a measure of sensitivity by seed."""
 
     def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         found = measure(*args, seed=seed, progress=False, **options)
-        return found.values, found.values - 1.645 * found.error, found.values + 1.645 * found.error, 0
+        return found.values, *interval_of(found.values, found.error, found.degrees, share=SHARE), 0
 
     return run
 
@@ -167,6 +197,7 @@ PICTURE = (Net(64), normal(1, 1, 8, 8))
 TEXT = (Text(), torch.randint(100, (1, 40), generator=torch.Generator().manual_seed(3)))
 LONG = (Text(), torch.randint(100, (1, 200), generator=torch.Generator().manual_seed(3)))
 BENT = (Text(bent=True), TEXT[1])
+LINEAR = (Sum(), torch.zeros(1, 6).double())
 REFERENCES = normal(4, 10, seed=2)
 PEOPLE = normal(12, 10, seed=4)
 WIDE: dict[str, Any] = {"ranges": (-1, 1), "target": 1}
@@ -225,6 +256,26 @@ def variance_of_cubes() -> torch.Tensor:
     return 9 * (4 * POINT**2 * SPREAD**2 + 2 * SPREAD**4)
 
 
+def shares_of_linear() -> torch.Tensor:
+    """First and total order of a sum: the squares of its weights over their sum."""
+    squares = LINEAR[0](torch.eye(6).double()).square()
+    return (squares / squares.sum()).repeat(1, 2)
+
+
+def indices_of_ishigami() -> torch.Tensor:
+    """First and total order of Ishigami's function, in closed form."""
+    one, two, pair = (1 + math.pi**4 / 50) ** 2 / 2, 49 / 8, math.pi**8 / 100 * (1 / 18 - 1 / 50)
+    found = torch.tensor([[one, one + pair], [two, two], [0, pair]], dtype=torch.float64)
+    return found / (one + two + pair)
+
+
+def indices_of_holes() -> torch.Tensor:
+    """First and total order of Sobol's g, in closed form: the variance of a factor is 1 / 3 / (1 + a)^2."""
+    part = 1 / 3 / (1 + Holes.a) ** 2
+    whole = (1 + part).prod()
+    return torch.stack([part, part * whole / (1 + part)], dim=1) / (whole - 1)
+
+
 def by_others() -> torch.Tensor:
     """The mean fall of the score of the network over all other samples, by column."""
     found = torch.zeros_like(PEOPLE)
@@ -248,7 +299,15 @@ def rows() -> list[Row]:
     ten, cubes, aim = "10 columns, tanh network", "cubes", TASK.target
     total = many(net, "sobol", 1, draws=2**16)
     fills = many(TEXT, "leave_one_out", 1, draws=39)
+    varied_text = many(BENT, "var_grad", 1, samples=20_000, **NOISE)
     noisy_text = many(BENT, "smooth_grad", 1, samples=20_000, **NOISE)
+    indices = functools.partial(inputs.sobol, *net, samples=2**15, replicates=1, **WIDE)
+    rankings = [
+        (ten, net, WIDE, lambda: indices().values),
+        ("Ishigami", (Ishigami(), torch.zeros(1, 3).double()), {"ranges": (-1, 1)}, indices_of_ishigami),
+        ("Sobol's g, 6 columns", (Holes(), torch.zeros(1, 6).double()), {"ranges": (-1, 1)}, indices_of_holes),
+        ("6 columns, linear", LINEAR, {"ranges": (-1, 1)}, shares_of_linear),
+    ]
     found = [
         *(
             Row("kernel_shap", f"8 columns, products, samples={n}", k,
@@ -289,6 +348,11 @@ def rows() -> list[Row]:
                 drawn(CUBES, "var_grad", 0, samples=n, **NOISE), variance_of_cubes)
             for n in (25, 200)
         ),
+        *(
+            Row("var_grad", f"40 tokens, tanh of embeddings, samples={n}", k,
+                drawn(BENT, "var_grad", 1, samples=n, **NOISE), varied_text)
+            for n in (25, 200)
+        ),
         Row("gradient_shap", f"{cubes}, one reference", k,
             drawn(CUBES, "gradient_shap", 0, baselines=torch.zeros(1, 6).double()), lambda: POINT**3),
         Row("gradient_shap", f"{ten}, four references", k, drawn(net, "gradient_shap", 1, baselines=REFERENCES),
@@ -310,10 +374,11 @@ def rows() -> list[Row]:
                 drawn((NET, PEOPLE), "permutation", 1, draws=n), by_others)
             for n in (10, 40)
         ),
-        Row("sobol (ranking)", f"{ten}, samples=256", k, ranked(inputs.sobol, *net, samples=256, **WIDE),
-            lambda: inputs.sobol(*net, samples=2**15, bootstrap=0, **WIDE).values),
-        Row("sobol (ranking)", f"{ten}, samples=1024", k, ranked(inputs.sobol, *net, **WIDE),
-            lambda: inputs.sobol(*net, samples=2**15, bootstrap=0, **WIDE).values),
+        *(
+            Row("sobol (ranking)", f"{task}, samples={n}", k, ranked(inputs.sobol, *known, samples=n, **options), truth)
+            for task, known, options, truth in rankings
+            for n in (64, 256, 1024)
+        ),
         Row("morris", ten, k, ranked(inputs.morris, *net, **WIDE),
             lambda: inputs.morris(*net, trajectories=20000, **WIDE).values),
         Row("kernel_shap", f"{ten}, until=0.1", k,
@@ -346,7 +411,7 @@ def measure(only: list[str], path: Path = STORED) -> None:
     found = {name: value for name, value in stored.items() if name.rpartition("/")[0] in keys}
     warnings.simplefilter("ignore")
     for row in rows():
-        if only and row.method.split()[0] not in only:
+        if only and not named(row.method, only):
             continue
         runs = found.get(f"{row.key}/runs")
         while runs is None or len(runs) < REPEATS:
@@ -364,6 +429,11 @@ def measure(only: list[str], path: Path = STORED) -> None:
             np.savez_compressed(path, **found)
 
 
+def named(method: str, names: list[str]) -> bool:
+    """Whether a method is one of the names: `sobol (map)`, or `sobol` for both of that name."""
+    return method in names or method.split()[0] in names
+
+
 def some(values: torch.Tensor) -> np.ndarray:
     """At most `MOST` of some values, evenly spread, so that the file stays small."""
     flat = values.double().flatten().numpy()
@@ -373,7 +443,7 @@ def some(values: torch.Tensor) -> np.ndarray:
 
 def forget(methods: list[str], path: Path = STORED) -> None:
     """Remove the runs of methods, whose rows were changed."""
-    kept = {key: value for key, value in np.load(path).items() if key.split(":")[0].split()[0] not in methods}
+    kept = {key: value for key, value in np.load(path).items() if not named(key.split(":")[0], methods)}
     np.savez_compressed(path, **kept)
 
 

@@ -45,7 +45,7 @@ def rows() -> list[tuple[str, float, float, str]]:
         ("quantization, 3 layers, 4 levels", 1 + 3 * 4, images, "layers x levels F", ""),
     ]
     run = {
-        table[0][0]: lambda: layerlens.sobol(model, one, samples=samples, bootstrap=0, **cells),
+        table[0][0]: lambda: layerlens.sobol(model, one, samples=samples, **cells),
         table[1][0]: lambda: layerlens.morris(model, one, trajectories=trajectories, **cells),
         table[2][0]: lambda: weights(few),
         table[3][0]: lambda: weights(few, layers, **hessian),

@@ -60,7 +60,7 @@ ANALYZERS = {
         model, x, other_than(x), target=target, recovery=False, direction="noise"
     ),
     "sobol": lambda model, x, target: layerlens.sobol(
-        model, x, baseline="zero", features=one_or_two(x), target=target, samples=4, bootstrap=0
+        model, x, baseline="zero", features=one_or_two(x), target=target, samples=4
     ),
     "morris": lambda model, x, target: layerlens.morris(
         model, x, baseline="zero", features=one_or_two(x), target=target, trajectories=2

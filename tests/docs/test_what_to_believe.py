@@ -27,9 +27,12 @@ def test_intervals_hold_as_often_as_the_page_says():
     table = (ROOT / "benchmarks" / "intervals.md").read_text()
     rows = [line for line in table.splitlines() if line.startswith("| `")]
     held = {line: int(re.search(r"\| (\d+) ± \d+ %", line).group(1)) for line in rows}
+    rankings = [share for line, share in held.items() if "(ranking)" in line or "`morris`" in line]
     maps = [share for line, share in held.items() if "(ranking)" not in line and "`morris`" not in line]
     low, high = map(int, re.search(r"tasks with a known value, (\d+) to (\d+) % hold it", PAGE).groups())
     assert (min(maps), max(maps)) == (low, high) and len(maps) > 40
+    low, high = map(int, re.search(r"(\d+) to (\d+) % for the rankings", PAGE).groups())
+    assert (min(rankings), max(rankings)) == (low, high) and len(rankings) > 10
 
 
 def test_the_pages_that_it_names_have_these_sections():

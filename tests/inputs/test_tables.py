@@ -162,7 +162,7 @@ def test_groups_of_columns_have_their_shapley_value():
 def test_sobol_and_morris_name_the_columns():
     frame = pd.DataFrame(normal(80, 3).numpy(), columns=list(NAMES))
     lens = Lens(net())
-    assert lens.sobol(frame, target=0, samples=64, bootstrap=0).items == NAMES
+    assert lens.sobol(frame, target=0, samples=64, replicates=1).items == NAMES
     assert lens.morris(frame, target=0).items == NAMES
     assert lens.morris(frame, target=0, features={"body": ["age", "bmi"], "other": ["smoker"]}).items == (
         "body",

@@ -50,6 +50,21 @@ def test_the_page_is_escaped_and_has_no_script():
     assert one.count('<details name="') == 1 and "the first 1 of 2 parts" in one
 
 
+def test_a_source_whose_interval_includes_0_is_pale_with_a_dotted_edge():
+    error = torch.tensor([[1.0, 1.0, 0.0], [0.4, 1.0, 1.0]]).double()  # 1.645 times: of .5 and of -1 it includes 0
+    unsure = dataclasses.replace(hard(), error=error)
+    fragment = plotting.sources_html(unsure)
+    dotted = re.findall(
+        r'<span style="background:rgba\([\d,]+,([\d.]+)\)[^"]*dotted[^"]*" title="source (\d)', fragment
+    )
+    assert [(source, float(opacity)) for opacity, source in dotted] == [  # a quarter of .55 times the share of 4
+        ("1", pytest.approx(0.55 / 4 / 4, abs=1e-3)), ("2", 0.0), ("0", pytest.approx(0.55 / 8 / 4, abs=1e-3))
+    ]  # fmt: skip
+    assert "pale, dotted edge: 90 % interval includes 0" in fragment
+    for plain in (plotting.sources_html(unsure, interval=None), plotting.sources_html(hard())):
+        assert "dotted" not in plain
+
+
 def test_a_page_without_numbers_is_refused(tmp_path):
     for values, text in ((torch.zeros(2, 3).double(), "zero everywhere"), (torch.full((2, 3), torch.nan), "NaN")):
         with pytest.raises(PlotError, match=text):

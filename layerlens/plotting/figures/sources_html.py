@@ -10,9 +10,11 @@ import numpy as np
 
 from layerlens.errors import PlotError, check_count
 from layerlens.results import AnswerAttribution
+from layerlens.results.intervals import interval_of
 from layerlens.signatures import public
 
 from .. import style
+from ..drawing import intervals
 from ..drawing.images import finite_array
 from ..style import Array
 from ..words import words
@@ -33,6 +35,7 @@ def sources_html(
     vmax: float | None = None,
     title: str | None = None,
     table: bool = True,
+    interval: float | None = 0.9,
 ) -> str:
     """Write an answer whose parts open, each onto the prompt colored by its sources, as HTML.
 
@@ -46,6 +49,8 @@ def sources_html(
         vmax: value of the strongest color; None takes the largest.
         title: None for the method and the cost, `""` for none.
         table: whether to write the table of all numbers.
+        interval: share of the intervals, by normal distribution; a source whose interval includes 0 is pale and has a
+            dotted edge. None looks at none.
 
     Returns:
         A `<div>` with inline styles.
@@ -68,6 +73,7 @@ def sources_html(
     high = float(np.abs(values).max()) if vmax is None else vmax
     if not high > 0:
         raise PlotError("the attribution of an answer is zero everywhere: no color follows from it. Give vmax=.")
+    unsettled = _unsettled(found, values, interval)
     name = hashlib.sha256(f"{found.prompt}\0{found.answer}\0{values.tolist()}".encode()).hexdigest()[:10]
     number = len(values) if count is None else min(count, len(values))
     cost = f"{words(found.method)}; {found.passes} passes, {found.seconds:.1f} s"
@@ -82,17 +88,26 @@ def sources_html(
         opened = " open" if not place else ""
         parts.append(
             f'<details name="{name}"{opened}><summary style="cursor:pointer">{head}</summary>'
-            f'<div style="{PROMPT}">{_prompt(found, place, values, high)}</div></details>'
+            f'<div style="{PROMPT}">{_prompt(found, place, values, high, unsettled[place])}</div></details>'
         )
     notes = [f"a part of the answer opens its sources; in {found.units}, strongest color {style.number(high)}"]
     notes += ["underlined: negative"] * bool((values < 0).any())
+    notes += intervals.note("dotted", [unsettled[:number]], interval)
     notes += [f"the first {number} of {len(values)} parts"] * (number < len(values))
     parts.append(f"<div><small>{html.escape('; '.join(notes))}</small></div>")
     parts += [_table(found, values)] * table
     return f'<div style="font:14px/1.7 sans-serif;max-width:60em">{"".join(parts)}</div>'
 
 
-def _prompt(found: AnswerAttribution, part: int, values: Array, high: float) -> str:
+def _unsettled(found: AnswerAttribution, values: Array, interval: float | None) -> Array:
+    """Which values have an interval that includes 0, `(parts, sources)`; none where there is no error."""
+    if interval is None or found.error is None:
+        return np.zeros(values.shape, dtype=bool)
+    low, high = interval_of(found.values.double(), found.error.double(), None, share=interval)
+    return (~((low > 0) | (high < 0))).cpu().numpy()
+
+
+def _prompt(found: AnswerAttribution, part: int, values: Array, high: float, unsettled: Array) -> str:
     """The prompt in the colors of one part."""
     written = []
     for text, source in segments(found):
@@ -100,9 +115,10 @@ def _prompt(found: AnswerAttribution, part: int, values: Array, high: float) -> 
             written.append(html.escape(text))
             continue
         value = float(values[part, source])
-        opacity = STRONGEST * min(abs(value) / high, 1.0)
+        opacity = STRONGEST * min(abs(value) / high, 1.0) * (intervals.FADED if unsettled[source] else 1)
         look = f"background:rgba({RED if value > 0 else BLUE},{opacity:.3f})"
         look += ";text-decoration:underline" if value < 0 else ""
+        look += f";outline:1px dotted {style.FAINT};outline-offset:-1px" if unsettled[source] else ""
         hover = html.escape(f"source {source}: {_number(found, values, part, source)}")
         written.append(f'<span style="{look}" title="{hover}">{html.escape(text)}</span>')
     return "".join(written)

@@ -30,6 +30,7 @@ class Ranking(Explained):
         null: what chance gives, shaped like `values`; None when not asked for.
         checks: what the method can prove about itself.
         explanation: what the numbers mean and what they do not, a sentence each.
+        degrees: degrees of freedom of the errors; None where they are not known.
     """
 
     quantity: str
@@ -45,6 +46,7 @@ class Ranking(Explained):
     null: torch.Tensor | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     explanation: tuple[str, str] = ("", "")
+    degrees: float | None = None
 
     def column(self, series: str | int = 0) -> torch.Tensor:
         """The values of one series, `(items,)`.

@@ -82,11 +82,11 @@ def test_tokens_can_be_held():
 
 def test_measures_vary_the_rest_alone():
     lens = Lens(Gain())
-    assert lens.sobol((X, GAIN), ranges=(0, 1), hold="gain", samples=64, bootstrap=0).items == (
+    assert lens.sobol((X, GAIN), ranges=(0, 1), hold="gain", samples=64, replicates=1).items == (
         "feature 0",
         "feature 1",
     )
-    shares = lens.sobol((X, GAIN), ranges=(0, 1), hold="gain", samples=1024, bootstrap=0).column("total order")
+    shares = lens.sobol((X, GAIN), ranges=(0, 1), hold="gain", samples=1024, replicates=1).column("total order")
     assert torch.allclose(shares, torch.tensor([9, 25]).double() / 34, atol=0.02)
     assert torch.allclose(
         lens.morris((X, GAIN), ranges=(0, 1), hold="gain").column("mu*"), torch.tensor([3.0, 5.0]).double()

@@ -159,10 +159,10 @@ def test_whole_numbers_are_evaluated_and_varied():
     x, lens = WHOLE["int64"].repeat(2, 1), Lens(Linear())
     board = lens.evaluate(x, ["feature_ablation", "kernel_shap"], controls=False)
     assert board.methods == ("feature_ablation", "kernel_shap")
-    indices = lens.sobol(x[:1], ranges=(0, 100), samples=512, bootstrap=0).column("total order")
+    indices = lens.sobol(x[:1], ranges=(0, 100), samples=512, replicates=1).column("total order")
     assert torch.allclose(indices, torch.tensor([1, 4, 9]).double() / 14, atol=0.05)
     rows = torch.randint(0, 9, (200, 3))
-    assert lens.sobol(rows, samples=64, bootstrap=0).items == ("feature 0", "feature 1", "feature 2")
+    assert lens.sobol(rows, samples=64, replicates=1).items == ("feature 0", "feature 1", "feature 2")
 
 
 class Signed(nn.Module):

@@ -62,6 +62,60 @@ class Moments:
         )
 
 
+GROUPS = 32
+"""Most groups of draws whose sums are kept for the error of a sum of variances."""
+
+
+class VarianceSum:
+    """The error of a sum of variances over the last axis, from sums of draws and of their squares by group of draws.
+
+    Its draws (y - mean y)^2, summed, are known once the mean is: their sum over a group is
+    sum of y^2 - 2 mean y * sum of y + n (mean y)^2. Up to `GROUPS` draws, each is a group.
+
+    Example:
+        >>> part = VarianceSum()
+        >>> part.add(torch.tensor([[[1.0, 0.0]], [[3.0, 0.0]], [[5.0, 0.0]]]))
+        >>> part.error_and_skewness()[0] ** 2  # of 4, 0 and 4: 32 / 9 / (3 - 1), times (3 / 2)^2
+        tensor([4.], dtype=torch.float64)
+    """
+
+    def __init__(self) -> None:
+        self._counts = torch.zeros(GROUPS, dtype=torch.float64)
+        self._center = self._sums = torch.zeros(0)
+
+    @property
+    def groups(self) -> int:
+        """The number of groups that hold draws."""
+        return int((self._counts > 0).sum())
+
+    def add(self, draws: torch.Tensor) -> None:
+        """Add draws, `(copies, samples, ..., values)`."""
+        draws = draws.double()
+        if not self.groups:
+            self._center = draws[0].clone()
+            self._sums = torch.zeros(2, GROUPS, *draws.shape[1:], dtype=draws.dtype, device=draws.device)
+        places = (torch.arange(len(draws)) + int(self._counts.sum())) % GROUPS
+        self._counts += torch.bincount(places, minlength=GROUPS)
+        moved, places = draws - self._center, places.to(draws.device)
+        self._sums[0].index_add_(0, places, moved)
+        self._sums[1].index_add_(0, places, moved.square())
+
+    def error_and_skewness(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the standard error and the skewness of the sum of variances, `(samples, ...)`."""
+        counts, groups = self._counts[: self.groups].to(self._sums.device), self.groups
+        total = float(counts.sum())
+        sums, squares = self._sums[:, :groups]
+        mean = sums.sum(dim=0) / total
+        drawn = (squares - 2 * mean * sums).sum(dim=-1)  # (groups, samples, ...)
+        share = counts.reshape(-1, *[1] * (drawn.ndim - 1)) / total
+        parts = drawn / total + share * mean.square().sum(dim=-1)
+        parts -= share * parts.sum(dim=0)  # (n_g / n) (mean of the group - mean of all)
+        error, skewness = error_and_skewness(
+            groups * parts.square().sum(dim=0), groups**2 * parts.pow(3).sum(0), groups
+        )
+        return error * total / (total - 1), skewness  # smaller than around the true mean, on average by (n - 1) / n
+
+
 @dataclasses.dataclass
 class Found:
     """A statistic over draws, by leaf.
@@ -70,11 +124,13 @@ class Found:
         values: the statistic.
         errors: its standard errors; None where they are unknown.
         skewness: its skewness over seeds; None where it is unknown.
+        degrees: degrees of freedom of the errors.
     """
 
     values: Leaves
     errors: Leaves | None
     skewness: Leaves | None
+    degrees: float
 
 
 class Draws:
@@ -89,24 +145,25 @@ class Draws:
         self.statistic, self._summed = statistic, summed
         self._each: dict[str, Moments] = {}
         self._sums: dict[str, Moments] = {}
+        self._variance_sums: dict[str, VarianceSum] = {}
 
     def add(self, name: str, draws: torch.Tensor) -> None:
         """Add draws of a leaf, `(copies, samples, ...)`."""
         if self.statistic in ("magnitude", "square"):
             draws = draws.abs() if self.statistic == "magnitude" else draws.double().square()
         self._each.setdefault(name, Moments(6 if self.statistic == "variance" else 3)).add(draws)
-        if name in self._summed:
+        if name in self._summed and self.statistic == "variance":
+            self._variance_sums.setdefault(name, VarianceSum()).add(draws)
+        elif name in self._summed:
             self._sums.setdefault(name, Moments(3)).add(draws.double().sum(dim=-1))
 
     def found(self) -> Found:
-        """Return the statistic of all draws.
-
-        The variance of a sum over the last axis has no error: its draws are not known before the mean is.
-        """
+        """Return the statistic of all draws."""
         variance = self.statistic == "variance"
         values = {name: one.central(2).clamp_min(0) if variance else one.mean() for name, one in self._each.items()}
-        if (variance and self._summed) or min(one.count for one in self._each.values()) < 2:
-            return Found(values, None, None)
+        count = min(one.count for one in self._each.values())
+        if count < 2:
+            return Found(values, None, None, 1)
         errors, skewness = {}, {}
         for name, one in {**self._each, **self._sums}.items():
             square, cube = one.central(2), one.central(3)
@@ -116,7 +173,10 @@ class Draws:
             errors[name], skewness[name] = error_and_skewness(square, cube, one.count)
             if variance:  # those are smaller than around the true mean, on average by (n - 1) / n
                 errors[name] *= one.count / (one.count - 1)
-        return Found(values, errors, skewness)
+        for name, part in self._variance_sums.items():
+            errors[name], skewness[name] = part.error_and_skewness()
+        groups = [part.groups for part in self._variance_sums.values()]
+        return Found(values, errors, skewness, min([count, *groups]) - 1)
 
 
 def together(parts: Sequence[Found]) -> Found:
@@ -128,7 +188,8 @@ def together(parts: Sequence[Found]) -> Found:
 
     values = joined([one.values for one in parts])
     assert values is not None
-    return Found(values, joined([one.errors for one in parts]), joined([one.skewness for one in parts]))
+    errors, skewness = joined([one.errors for one in parts]), joined([one.skewness for one in parts])
+    return Found(values, errors, skewness, parts[0].degrees)
 
 
 def in_rounds(
@@ -155,5 +216,5 @@ def in_rounds(
             add(rows, draws, range(count, most), generator)
         count = most
         found = together([draws.found() for _, draws in parts])
-        rounds.look(numbers(found.values), found.errors, count - 1, found.skewness)
+        rounds.look(numbers(found.values), found.errors, found.degrees, found.skewness)
     return found

@@ -152,7 +152,7 @@ def noisy_maps(
         features=plain.features,
         index=plain.index,
         standard_error=None if errors is None else _like(plain.values, errors),
-        degrees=None if errors is None else rounds.count - 1,
+        degrees=None if errors is None else found.degrees,
         skewness=None if found.skewness is None else _like(plain.values, found.skewness),
         cost=_cost(inner, plain, rounds.count),
     )

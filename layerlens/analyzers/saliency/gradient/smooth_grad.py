@@ -166,7 +166,7 @@ def var_grad(
 
     Returns:
         An `Attribution` shaped like the input (`(batch, token)` for token ids), 0 or above, in squared units of score
-        per unit of input, with the standard error of every value (not for token ids).
+        per unit of input, with the standard error of every value.
 
     Warns:
         UserWarning: when a sample is constant, so that it gets no noise, or its values are zero everywhere.
@@ -256,7 +256,7 @@ def _noisy_gradients(
             units=UNITS.get(statistic, "score per unit of input"),
             checks=rounds.checks(checks),
             standard_error=typed(found.errors),
-            degrees=rounds.count - 1,
+            degrees=found.degrees,
             skewness=typed(found.skewness),
         )
 

@@ -35,6 +35,9 @@ EXPLANATION = (
 )
 
 
+SAMPLED = "They are estimated from a sample of coalitions, with an unknown error: other seeds show how they scatter."
+
+
 @public
 def interactions(
     model: nn.Module,
@@ -79,7 +82,8 @@ def interactions(
 
     Returns:
         A symmetric `Matrix` (features, features), with what each feature gives alone on the diagonal. Its check
-        `"efficiency gap"` is the difference of all parts and S(x) - S(baseline), relative to that.
+        `"efficiency gap"` is the difference of all parts and S(x) - S(baseline), relative to that. Values from a sample
+        have no standard error: SVARM-IQ gives none. Its `explain()` says so; other `seed`s show how they scatter.
 
     Raises:
         InputError: if x holds more than one sample.
@@ -125,11 +129,12 @@ def interactions(
         **game.coalitions.reference(),
     }
     checks = {} if index == "SII" else {"efficiency gap": torch.tensor([gap], dtype=torch.float64)}
+    explanation = EXPLANATION if exact else (EXPLANATION[0], f"{EXPLANATION[1]} {SAMPLED}")
     quantity = f"interaction for {game.scorer.target.label}"
     if order > 2:
         items = tuple(" x ".join(names[one] for one in group) for group in found)
         values = torch.tensor(list(found.values()), dtype=torch.float64)
-        return Ranking(quantity, items, values, "score", True, method, settings, checks=checks, explanation=EXPLANATION)
+        return Ranking(quantity, items, values, "score", True, method, settings, checks=checks, explanation=explanation)
     values = torch.zeros(len(names), len(names), dtype=torch.float64)
     for group, value in found.items():
         values[group[0], group[-1]] = values[group[-1], group[0]] = value
@@ -144,7 +149,7 @@ def interactions(
         method,
         settings,
         checks=checks,
-        explanation=EXPLANATION,
+        explanation=explanation,
     )
 
 

@@ -133,6 +133,7 @@ def morris(
         },
         series=SERIES,
         error=error,
+        degrees=None if error is None else trajectories - 1,
         null=null_values,
         checks={"mu": mu},
         explanation=(

@@ -12,21 +12,26 @@ from layerlens.analyzers.common.features.baselines import Baseline
 from layerlens.analyzers.common.features.input_features import Spec as FeatureSpec
 from layerlens.analyzers.common.held_inputs import held_input
 from layerlens.analyzers.common.measure_registry import measure
+from layerlens.analyzers.common.statistics import jackknife_error
 from layerlens.errors import OptionError, check_count, warn
 from layerlens.inputs.inputs import Forward, Hold, Input
 from layerlens.model.borrowed import borrowed
 from layerlens.model.fastpath import layers_called
 from layerlens.results import Ranking
+from layerlens.results.intervals import interval_of
 from layerlens.targets.target import Spec
 
 from .distribution import StudyOptions, study
 from .feature_names import Names, Ranges
-from .jansen import Squares, resamples, run_designs
+from .jansen import RowTerms, replicates_of, run_designs, without_each
 
 WIDE = 0.15
 """Half a 95 % interval above this causes a warning."""
 
 SERIES = ("first order", "total order")
+
+FEWEST = 32
+"""Fewest samples with errors: fewer replicated rows do not show how they scatter."""
 
 
 @measure(
@@ -46,7 +51,8 @@ def sobol(
     target: Spec = None,
     samples: int = 1024,
     order: Literal[1, 2] = 1,
-    bootstrap: int = 200,
+    replicates: int | None = None,
+    bootstrap: int | None = None,
     batch_size: BatchSize = "auto",
     seed: int = 0,
     progress: bool | None = None,
@@ -86,12 +92,13 @@ def sobol(
         target: what to score, see `as_target`; None for all outputs together.
         samples: number of rows N of the designs A and B; a power of 2.
         order: 2 adds the indices of pairs, for N (2 D + 2) forward passes.
-        bootstrap: number of resamples of rows for errors and intervals; 0 for none.
+        replicates: number of sequences, a power of 2; None for 8, or 4 with fewer than 512 samples. A single one has
+            no error, and is closer to the truth on smooth scores of few features.
+        bootstrap: deprecated; without effect, as errors need no resampled rows.
 
     Returns:
-        A `Ranking` with values `(features, 2)`, first and total order, with standard errors and percentile intervals
-        (somewhat too wide, as the sequence is more even than random rows). `null` is the
-        index of a feature that the model does not read. Checks: `"convergence"` `(points, features, 2)`, the indices
+        A `Ranking` with values `(features, 2)`, first and total order, with standard errors (jackknife over the
+        sequences) and 95 % intervals, from 32 samples on. Checks: `"convergence"` `(points, features, 2)`, the indices
         from the first N/4, N/2 and N rows; `"variance"`; `"first-order sum"`, below 1 by the share of interactions; and
         `"second order"` `(features, features)` with its error, for order 2.
 
@@ -115,20 +122,22 @@ def sobol(
     if samples < 4 or samples & (samples - 1):
         near = 2 ** max(2, samples.bit_length())
         raise OptionError(f"samples must be a power of 2, 4 or more, got {samples}; try {near}.")
-    if isinstance(bootstrap, bool) or not isinstance(bootstrap, int) or bootstrap < 0 or bootstrap == 1:
-        raise OptionError(f"bootstrap must be 0 or a whole number of at least 2, got {bootstrap!r}.")
+    if bootstrap is not None:
+        warn("sobol(bootstrap=) has no effect; without errors: replicates=1.", DeprecationWarning)
+    replicates = replicates_of(replicates, samples)
     if order not in (1, 2):
         raise OptionError(f"order must be 1 or 2, got {order!r}.")
     with borrowed(model, grad=False), layers_called():
         options = StudyOptions(ranges, baseline, features, names, target, batch_size, seed)
         measured = study(model, held_input(model, x, hold, forward), forward, options)
-        squares = run_designs(measured, samples, order, seed, progress)
-    weights = resamples(samples, bootstrap, seed) if bootstrap else None
-    checks = _checks(squares, samples, weights)
+        terms = run_designs(measured, samples, replicates, order, seed, progress)
+    left = without_each(samples, replicates) if replicates > 1 and samples >= FEWEST else None
+    checks = _checks(terms, samples, left)
     values = checks["convergence"][-1]
-    resampled = None if weights is None else _mean([one.indices(weights) for one in squares])
-    interval = None if resampled is None else _interval(resampled)
-    dummy = _mean([one.dummy().indices(torch.ones(1, samples).double() / samples) for one in squares])[0]
+    error = interval = degrees = None
+    if left is not None:
+        error, degrees = jackknife_error(_mean([one.indices(left) for one in terms])), replicates - 1
+        interval = torch.stack(interval_of(values, error, degrees, share=0.95), dim=-1)
     _warn(values, interval, samples)
     passes = samples * (measured.features.count * order + 2) * measured.bases
     return Ranking(
@@ -137,61 +146,54 @@ def sobol(
         values=values,
         units="share of the variance",
         signed=False,
-        method=f"Sobol indices (Jansen), {samples} samples, {passes} rows run, {measured.distribution}",
+        method=f"Sobol indices, {samples} samples, {passes} rows run, {measured.distribution}",
         settings={
             "samples": samples,
             "forwards": passes,
             "features": measured.features.count,
             "distribution": measured.distribution,
             "order": order,
-            "bootstrap": bootstrap,
+            "replicates": replicates,
             "target": measured.label,
             "batch_size": measured.batch_size,
             **measured.passes,
             "seed": seed,
         },
         series=SERIES,
-        error=None if resampled is None else resampled.std(dim=0),
+        error=error,
         interval=interval,
-        null=dummy.expand(measured.features.count, 2).clone(),
+        degrees=degrees,
         checks=checks,
         explanation=(
             "Each value is a share of the variance of the score over the whole distribution: first order what "
             "a feature explains by itself, total order with all its interactions, so their difference is interaction.",
-            "It holds for this distribution with features drawn independently and shows no direction of the effect; an "
-            "index no larger than the null's is chance, and indices near zero can be negative.",
+            "It holds for this distribution with features drawn independently and shows no direction of the effect; a "
+            "feature that is not read gets exactly 0, and an index whose interval holds 0 is chance.",
         ),
     )
 
 
-def _checks(squares: list[Squares], samples: int, weights: torch.Tensor | None) -> dict[str, torch.Tensor]:
-    """Return the indices from growing numbers of rows, and the other checks; `weights` are those of resamples."""
+def _checks(terms: list[RowTerms], samples: int, left: torch.Tensor | None) -> dict[str, torch.Tensor]:
+    """Return the indices from growing numbers of rows, and the other checks; `left` are weights for the jackknife."""
     counts = [n for n in (samples // 4, samples // 2, samples) if n > 1]
     prefixes = torch.stack([(torch.arange(samples) < n).double() / n for n in counts])
-    convergence = _mean([one.indices(prefixes) for one in squares])
+    convergence = _mean([one.indices(prefixes) for one in terms])
     checks = {
         "convergence": convergence,
         "convergence samples": torch.tensor(counts),
-        "variance": torch.stack([one.variance(prefixes[-1:])[0] for one in squares]).mean(),
+        "variance": torch.stack([one.variance(prefixes[-1:])[0] for one in terms]).mean(),
         "first-order sum": convergence[-1, :, 0].sum(),
     }
-    if weights is not None:
-        checks["null interval"] = _interval(_mean([one.dummy().indices(weights) for one in squares]))[0]
-    if squares[0].pairs is not None:
-        checks["second order"] = _mean([one.second(prefixes[-1:]) for one in squares])[0]
-        if weights is not None:
-            checks["second order error"] = _mean([one.second(weights) for one in squares]).std(dim=0)
+    if terms[0].pairs is not None:
+        checks["second order"] = _mean([one.second(prefixes[-1:]) for one in terms])[0]
+        if left is not None:
+            checks["second order error"] = jackknife_error(_mean([one.second(left) for one in terms]))
     return checks
 
 
 def _mean(by_base: list[torch.Tensor]) -> torch.Tensor:
     """Return the mean over samples of x, without those around which the score does not vary."""
     return torch.stack(by_base).nanmean(dim=0)
-
-
-def _interval(draws: torch.Tensor) -> torch.Tensor:
-    edges = torch.tensor([0.025, 0.975], dtype=torch.float64)
-    return draws.quantile(edges, dim=0).movedim(0, -1)
 
 
 def _warn(values: torch.Tensor, interval: torch.Tensor | None, samples: int) -> None:

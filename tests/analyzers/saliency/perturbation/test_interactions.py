@@ -58,6 +58,7 @@ def test_estimates_are_near_and_repeatable():
         near = interactions(task.model, task.x, target=0, index=index, budget=300)
         again = interactions(task.model, task.x, target=0, index=index, budget=300)
         assert torch.equal(near.values, again.values) and "exact" not in near.method
+        assert "with an unknown error" in near.explain() and "error" not in exact.explain()
         assert torch.corrcoef(torch.stack([exact.values[off], near.values[off]]))[0, 1] > 0.9, index
 
 
