@@ -22,7 +22,7 @@ from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
 from layerlens.progress import counting
 from layerlens.results import Finding, ModelChecks
-from layerlens.results.reports.checks import NOT_ASKED
+from layerlens.results.reports.checks import NO_BUDGET, NOT_ASKED
 from layerlens.signatures import public, refuse_unknown
 from layerlens.targets.target import Spec
 
@@ -54,7 +54,10 @@ def _found(one: Check, examined: Examined, budget: float) -> Found:
     try:
         need, left = planned([one], examined), max(budget - examined.counted.passes, 0)
         if need > left:
-            return "not run", f"needs about {need} passes, and {left:.0f} are left: budget={budget + need - left:.0f}"
+            return (
+                "not run",
+                f"{NO_BUDGET}: needs about {need} passes, and {left:.0f} are left: budget={budget + need - left:.0f}",
+            )
         if one.still and examined.noise > NOISE:
             return "unclear", "two runs differ, so what a change does cannot be separated from chance"
         return one.run(examined)
@@ -155,7 +158,9 @@ CHECKS = (
     Check("unused", "every input and every layer counts", unused, lambda e: 2 + 2 * len(e.values)),
     Check("shared", "every weight belongs to one layer", shared, constant(0)),
     Check("precision", "the numbers are exact enough", precision, constant(5), still=True),
-    Check("scaffold", "perturbed samples are answered by the same function", scaffold, constant(80), still=True),
+    Check(
+        "scaffold", "perturbed samples are answered by the same function", scaffold, lambda e: 80 * e.runs(), still=True
+    ),
     Check("completeness", "the values add up", completeness, constant(0), mapped=True),
     Check(
         "shortcut", "the score does not depend on a few places alone", shortcut, constant(23), still=True, mapped=True
@@ -227,8 +232,8 @@ def check(
         (True, 'fine')
     """
     check_seed(seed)
-    if not budget >= 0:
-        raise OptionError(f"budget must not be negative, got {budget!r}.")
+    if isinstance(budget, bool) or not isinstance(budget, (int, float)) or not budget >= 0:
+        raise OptionError(f"budget must be a number of passes, not negative, such as budget=500; got {budget!r}.")
     names = [one.name for one in CHECKS]
     asked = names if checks is None else [checks] if isinstance(checks, str) else list(checks)
     asked = [choose("check", one, names) for one in asked]
@@ -239,7 +244,7 @@ def check(
     hooks_before = hung(model) if isinstance(model, nn.Module) else []
     with borrowed(model):
         inputs = as_inputs(x).named_for(model, forward)
-        counted = Counted(forward, inputs.batch)
+        counted = Counted(forward, inputs.batch, model)
         with scoring(model, inputs, target, forward=counted, whole="always") as scorer:
             with torch.no_grad():
                 scores, output = scorer.scored(scorer.values())

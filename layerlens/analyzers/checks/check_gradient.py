@@ -136,7 +136,8 @@ def _along_one(
     found = compare(slopes, steps, slope_of(score_at, dtype), batch=count)
     if count < 2 or bool((found.gap <= SMALL).all()) or not _influence(exact, starts, steps, generators):
         return found
-    whole = compare(slopes, steps, slope_of(lambda step: score_at(step).sum().reshape(1), dtype), batch=1)
+    scores = slice(1) if exact.joint else slice(count)  # one value for the batch is the score of each
+    whole = compare(slopes, steps, slope_of(lambda step: score_at(step)[scores].sum().reshape(1), dtype), batch=1)
     return Comparison(*(part.expand(count) for part in whole))
 
 

@@ -33,6 +33,9 @@ from layerlens.results import Attribution, GradientCheck, Matrix
 Found: TypeAlias = tuple[str, ...]
 """Severity, what was measured, what it means, what to do; the last two may be left out."""
 
+FEATURES = 4
+"""Fewest features whose ranks are compared."""
+
 GROUPS = 32
 """Most groups of features that are left out one by one."""
 
@@ -45,10 +48,12 @@ class Counted:
     Args:
         forward: `forward(model, *args, **kwargs)` to call instead of the model.
         batch: number of samples in the batch.
+        model: the model.
     """
 
-    def __init__(self, forward: Forward | None, batch: int) -> None:
+    def __init__(self, forward: Forward | None, batch: int, model: nn.Module) -> None:
         self.forward, self.batch, self.passes = forward, batch, 0.0
+        self.__wrapped__ = type(model).forward if forward is None else forward  # its signature, for errors
 
     def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model."""
@@ -99,9 +104,14 @@ class Examined:
         return self.score.abs().clamp_min(1e-12)
 
     def run(self, values: Leaves | None = None) -> torch.Tensor:
-        """Return the scores `(batch,)`, in float64."""
+        """Return the scores `(batch,)`, in float64: of the leaves as they are, or each of its own changed sample."""
         with torch.no_grad():
-            return self.scorer(self.values if values is None else values).detach().double()
+            scores = self.scorer(self.values) if values is None else self.scorer(values, self.scorer.rows)
+        return scores.detach().double()
+
+    def runs(self) -> int:
+        """Return how many runs a changed batch takes: one for each sample, where samples influence each other."""
+        return len(self.score) if self.scorer.interacting else 1
 
     @functools.cached_property
     def noise(self) -> float:

@@ -15,11 +15,12 @@ from layerlens.analyzers.faithfulness.metrics.random_logit import random_logit
 from layerlens.errors import LayerLensError, OptionError, TargetError
 from layerlens.results import Matrix
 
-from .examined import Examined, Found, similar
+from .examined import FEATURES, Examined, Found, similar
 
 ENOUGH = 10
 """Fewest places whose ranks are compared; two random orders of fewer are often alike."""
 
+FEW_FEATURES = f"the input has {{}} features, too few to compare ranks (at least {FEATURES})"
 FEW = f"the map has {{}} places, too few to compare ranks (at least {ENOUGH})"
 
 MANY = 32
@@ -124,8 +125,8 @@ def controls(examined: Examined) -> Found:
 def agreement(examined: Examined) -> Found:
     """Rank correlations of methods that cost little, over groups of features."""
     count = examined.groups.count
-    if count < 4:
-        return "not run", f"the input has {count} features, too few to compare ranks (at least 4)"
+    if count < FEATURES:
+        return "not run", FEW_FEATURES.format(count)
     maps = {"leaving out": examined.effects}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -170,8 +171,8 @@ def baseline(examined: Examined) -> Found:
     if not examined.differentiable:
         return "not run", "whole numbers have no gradient"
     count = examined.groups.count
-    if count < 4:
-        return "not run", f"the input has {count} features, too few to compare ranks (at least 4)"
+    if count < FEATURES:
+        return "not run", FEW_FEATURES.format(count)
     maps, names = [], []
     for one in ("zero", "mean", "noise"):
         try:
@@ -208,6 +209,8 @@ def seed(examined: Examined) -> Found:
         rank = float(spearman(repeated, own).mean())
         text = f"two maps of {name} have a rank correlation of {rank:.2f}, though it draws no random numbers"
         return "worth knowing", text, "the model does", "average maps of several runs"
+    if examined.groups.count < FEATURES:
+        return "not run", FEW_FEATURES.format(examined.groups.count)
     kept: dict[str, Any] = {
         k: v for k, v in found.settings.items() if k in row.parameters and isinstance(v, (int, float))
     }

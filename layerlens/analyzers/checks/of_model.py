@@ -129,6 +129,13 @@ def random(examined: Examined) -> Found:
             "times compare different models",
             "reset the state in forward=, or torch.use_deterministic_algorithms(True)",
         )
+    if off[0] > 0 and off[1] <= 10 * off[0]:
+        return (
+            "worth knowing",
+            f"the same run gives a score that differs by {off[0]:.2g} of itself, with the same random numbers",
+            "the model keeps a state between runs, or its kernels are not deterministic",
+            "reset the state in forward=, or torch.use_deterministic_algorithms(True)",
+        )
     if off[1] > 0:
         return (
             "worth knowing",

@@ -89,7 +89,7 @@ def _steepest(
     missed = change.abs()
     if examined.differentiable:  # what the gradients at both ends of a segment do not predict
         step = {name: (end[name] - value).double() for name, value in examined.values.items()}
-        slopes = torch.stack([_along(gradients(examined.scorer, point)[1], step) for point in points]).cpu()
+        slopes = torch.stack([_along(_slopes(examined, point), step) for point in points]).cpu()
         missed = (change - (slopes[1:] + slopes[:-1]) / 2 / (POINTS - 1)).abs()
     at = missed.argmax(dim=0)
     low, high = ends[at], ends[at + 1]
@@ -105,6 +105,11 @@ def _steepest(
             much = total > 1e-3 * examined.scale.cpu()
             shares.append(torch.where(much, (above - below).abs() / total.clamp_min(1e-300), 0.0))
     return shares, low, high
+
+
+def _slopes(examined: Examined, point: Leaves) -> Leaves:
+    """The gradient of each score by its own sample, at a changed batch."""
+    return gradients(examined.scorer, point, examined.scorer.rows)[1]
 
 
 def _along(slopes: Leaves, step: Leaves) -> torch.Tensor:
@@ -150,7 +155,7 @@ def _cosine(examined: Examined, first: Leaves, second: Leaves) -> torch.Tensor:
     """The cosine of the gradients at two points, `(batch,)`; 1 where neither has one."""
     flat = []
     for point in (first, second):
-        slopes = gradients(examined.scorer, point)[1]
+        slopes = _slopes(examined, point)
         flat.append(torch.cat([one.double().reshape(len(one), -1) for one in slopes.values()], dim=1))
     none = [(one == 0).all(dim=1) for one in flat]
     return torch.where(none[0] & none[1], 1.0, torch.cosine_similarity(flat[0], flat[1], dim=1)).cpu()

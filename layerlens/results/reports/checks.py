@@ -173,6 +173,9 @@ SEVERITIES: Final = ("serious", "worth knowing", "unclear", "fine", "not run")
 NOT_ASKED = "not asked for"
 """What is said of a check that `checks=` does not name."""
 
+NO_BUDGET = "not in the budget"
+"""How the reason begins of a check that takes more passes than are left."""
+
 _VERDICTS = {"serious": "FAIL", "worth knowing": "note", "unclear": "unclear", "fine": "pass", "not run": "not run"}
 
 
@@ -244,9 +247,10 @@ class ModelChecks(Result):
 
     @property
     def passed(self) -> Verdict:
-        """False if a finding is serious, None if a check gave no answer, True otherwise."""
+        """False if a finding is serious, None if a check gave no answer or was not in the budget, True otherwise."""
         found = {row.severity for row in self.rows}
-        return False if "serious" in found else None if "unclear" in found else True
+        left_out = any(row.measured.startswith(NO_BUDGET) for row in self.of("not run"))
+        return False if "serious" in found else None if "unclear" in found or left_out else True
 
     def of(self, severity: str) -> tuple[Finding, ...]:
         """The findings of one severity.

@@ -299,9 +299,52 @@ def test_random_numbers_and_states():
             self.count += 1
             return x * self.count
 
+    class Drifts(Counts):
+        def forward(self, x):
+            return x + 1e-5 * super().forward(x)
+
+    drifting = check(mlp(Drifts()), normal(2, 6), target=0, checks="random")["random"]
+    assert drifting.severity == "worth knowing" and "keeps a state" in drifting.means
     drawn = check(mlp(Dropout()), normal(2, 6), target=0, checks=["random", "saturation"])
     assert drawn["random"].severity == "worth knowing" and drawn["saturation"].severity == "unclear"
     assert check(mlp(Counts()), normal(2, 6), target=0, checks="random")["random"].severity == "serious"
+
+
+class Total(nn.Module):
+    """One value for the batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        return self.net(x).square().sum()
+
+
+class Ring(nn.Module):
+    """Each row gets what the row before it sends."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = mlp()
+
+    def forward(self, x):
+        sent = torch.tanh(x)
+        to = torch.arange(1, len(x) + 1, device=x.device) % len(x)
+        return self.net(x + torch.zeros_like(sent).index_add(0, to, sent))
+
+
+@pytest.mark.filterwarnings("ignore:Total returns one value", "ignore:samples influence each other")
+@pytest.mark.parametrize("model", [Total(), Ring()])
+def test_samples_that_are_scored_together_are_no_lie(model):
+    found = check(model, normal(3, 6), target=None, checks=["gradient", "saturation", "scaffold"])
+    assert [found[name].severity for name in ("gradient", "saturation", "scaffold")] == ["fine"] * 3, found
+
+
+def test_a_single_column_has_no_ranks():
+    found = check(nn.Linear(1, 1), normal(1, 1), checks=["precision", "seed"])
+    assert found["precision"].severity == "fine" and "rank" not in found["precision"].measured
+    assert "too few to compare ranks" in found["seed"].measured
 
 
 def test_numbers_that_are_not_finite():
@@ -382,7 +425,7 @@ def test_cost_budget_and_what_was_not_run():
     x, model = normal(2, 6), mlp()
     plan = check(model, x, target=0, budget=0)
     assert plan.passes <= 2 and plan.planned > 100 and len(plan.of("not run")) > 15
-    assert "budget=" in plan["gradient"].measured
+    assert "budget=" in plan["gradient"].measured and plan.passed is None
     found = check(model, x, target=0, method="gradient", budget=60)
     assert found.passes <= 80 and found.of("not run") and found["gradient"].severity == "fine"
     assert all(row.measured for row in found.rows)
@@ -390,8 +433,19 @@ def test_cost_budget_and_what_was_not_run():
         check(model, x, checks="gradeint")
     with pytest.raises(errors.UnknownOption, match=r"no option 'stepz'\. Closest: steps"):
         check(model, x, method="integrated_gradients", method_options={"stepz": 3})
-    with pytest.raises(errors.OptionError, match="budget must not be negative"):
-        check(model, x, budget=-1)
+    assert check(model, x, target=0, checks="gradient", budget=100).passed is True
+    for wrong in (-1, "many", None, True, float("nan")):
+        with pytest.raises(errors.OptionError, match=f"budget must be a number of passes.*got {wrong!r}"):
+            check(model, x, budget=wrong)
+
+
+def test_an_input_that_does_not_fit_is_explained():
+    class Named(nn.Module):
+        def forward(self, *, x):
+            return x
+
+    with pytest.raises(errors.InputError, match=r"Named takes \(x\), .* or a dict by name, such as \{'x': x\}"):
+        check(Named(), normal(2, 3), target=0)
 
 
 def test_the_page(tmp_path):
