@@ -75,6 +75,20 @@ def _check_compatible(first: Attribution, second: Attribution, verb: str) -> Non
         raise InputError(
             f"{start}: their scores have shapes {tuple(first.score.shape)} and {tuple(second.score.shape)}."
         )
+    check_same_inputs(first, second, start)
+
+
+def check_same_inputs(first: Attribution, second: Attribution, start: str) -> None:
+    """Check that two attributions are of the same inputs, as far as both know them.
+
+    Args:
+        first: an attribution.
+        second: another.
+        start: how the message begins.
+
+    Raises:
+        InputError: when they are not.
+    """
     known = [(name, getattr(first, name), getattr(second, name)) for name in ("inputs", "tokens", "index")]
     for name, one, two in [*known, ("features", first.features or None, second.features or None)]:
         if one is not None and two is not None and not _equal(one, two):

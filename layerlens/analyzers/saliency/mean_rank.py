@@ -10,6 +10,7 @@ from layerlens.analyzers.common.statistics import average_ranks
 from layerlens.errors import InputError, OptionError
 from layerlens.model.trees import describe
 from layerlens.results import Attribution
+from layerlens.results.arithmetic import check_same_inputs
 from layerlens.results.maps.attribution import Values
 
 CHANNEL = "channel"
@@ -72,6 +73,7 @@ def mean_rank(*maps: Attribution) -> Attribution:
         "checks": {},
         "standard_error": None,
         "degrees": None,
+        "skewness": None,
         "cost": " and ".join(one.cost for one in maps if one.cost),
     }
     return Attribution(**fields)
@@ -115,7 +117,7 @@ def _check_same(
     other: Attribution,
     ranked: dict[str | None, torch.Tensor],
 ) -> None:
-    """Check that two maps are of the same places, samples and targets.
+    """Check that two maps are of the same places, targets and inputs.
 
     Raises:
         InputError: when they are not.
@@ -130,3 +132,4 @@ def _check_same(
     targets = [[one.target_of(row) for row in range(len(one.score))] for one in (first, other)]
     if targets[0] != targets[1]:
         raise InputError(f"{start}: one is of {first.target}, the other of {other.target}. Give both the same target.")
+    check_same_inputs(first, other, start)

@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 
 from layerlens.errors import InputError, warn
 from layerlens.inputs.inputs import Forward, Inputs
-from layerlens.model.trees import first_tensor
+from layerlens.model.trees import first_tensor, named_tensors
 
 WHOLE: Final = {
     "dropout": 0, "alpha_dropout": 0, "dropout1d": 1, "dropout2d": 2, "dropout3d": 3, "feature_alpha_dropout": -1
@@ -66,8 +66,7 @@ class WithDropout:
 
     def __call__(self, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
         """Run the model with the units of the present draw dropped."""
-        first = first_tensor((args, kwargs))
-        rows = len(first) if first is not None and first.ndim else 1
+        rows = next((len(tensor) for _, tensor in named_tensors((args, kwargs)) if tensor.ndim), 1)
         with _Dropping(lambda number, tensor, kind, p: self._factor(number, tensor, kind, p, rows)):
             return self._run(model, args, kwargs)
 
@@ -101,7 +100,7 @@ class WithDropout:
             self.chosen(0)
             with torch.no_grad():
                 found = first_tensor(inputs.rows(torch.tensor([0, 0])).run(model, self))
-            if found is not None and len(found) == 2 and not _alike(found[0], found[1]):
+            if found is not None and found.ndim and len(found) == 2 and not _alike(found[0], found[1]):
                 raise InputError(
                     f"two equal samples get different outputs from {type(model).__name__} with the same units dropped: "
                     f"it draws numbers of its own, or mixes samples. {OTHERS}"
@@ -109,7 +108,11 @@ class WithDropout:
         self._warn_of_inner(model)
 
     def _shapes(self, model: nn.Module, inputs: Inputs, rows: int) -> list[tuple[int, ...]]:
-        """The shapes of the calls of dropout in a pass; none where the model does not take so many samples."""
+        """The shapes of the calls of dropout in a pass; none where the model does not take two samples.
+
+        Raises:
+            InputError: when it does not take one.
+        """
         shapes: list[tuple[int, ...]] = []
 
         def keep(number: int, tensor: torch.Tensor, kind: str, p: float) -> tuple[Any, Any]:
@@ -123,9 +126,12 @@ class WithDropout:
         try:
             with torch.no_grad():
                 inputs.rows(torch.zeros(rows, dtype=torch.long)).run(model, watched)
-        except Exception:  # whatever a model raises that takes one sample
+        except Exception as error:  # whatever a model raises that takes one sample
             if rows == 1:
-                raise
+                raise InputError(
+                    f"{type(model).__name__} does not run on one sample ({' '.join(str(error).split())[:120]}), so it "
+                    f"is not known which units of its dropout belong to which sample. {OTHERS}"
+                ) from error
             return []
         return shapes
 

@@ -15,14 +15,17 @@ from layerlens.analyzers.common.registry import method_named
 from layerlens.analyzers.common.scorer import scoring
 from layerlens.analyzers.saliency import saliency
 from layerlens.analyzers.saliency.auto import choose_method
-from layerlens.errors import InputError, OptionError, check_count, check_seed, choose
+from layerlens.errors import InputError, OptionError, TargetError, check_count, check_seed, choose
 from layerlens.inputs.batches import Samples
 from layerlens.inputs.inputs import Forward, Input, Inputs
+from layerlens.model.borrowed import borrowed
 from layerlens.model.layers import Selection
+from layerlens.model.trees import describe
 from layerlens.progress import track
 from layerlens.results import Attribution, EnsembleAttribution
 from layerlens.results.intervals import joined
 from layerlens.signatures import public
+from layerlens.targets.outputs import main_output
 from layerlens.targets.target import Spec
 
 from .dropout import WithDropout
@@ -80,7 +83,8 @@ def model_uncertainty(
         `"sampling share"`: how much of the variance over models its draws make up.
 
     Raises:
-        InputError: when the model has no dropout, or its output is not that of a linear layer, for `"laplace"`.
+        InputError: when the model has no dropout, its output is not that of a linear layer with weights of its own, for
+            `"laplace"`, or models of a list have other outputs.
         OptionError: when there are fewer than two models, or an option belongs to others.
         MissingPackage: when laplace-torch is not installed, for `"laplace"`.
 
@@ -96,6 +100,8 @@ def model_uncertainty(
     check_seed(seed)
     count = _check(models, draws, training, posterior)
     given = dict(options or {})
+    if own_options := sorted(given.keys() & {"target", "method", "where", "forward", "progress"}):
+        raise OptionError(f"{own_options[0]}= is an option of model_uncertainty itself: take it out of options=.")
     with scoring(model, x, target, forward=forward, grad=False) as scorer:
         scorer(scorer.values())
         inputs, aim = scorer.inputs, scorer.target
@@ -104,7 +110,8 @@ def model_uncertainty(
     if method == "auto":
         given, method, where, chosen = _chosen(model, inputs, aim, where, given, forward)
     row = method_named(method)
-    first_seed = int(given.pop("seed", seed))
+    first_seed = given.pop("seed", seed)
+    check_seed(first_seed)
     found = _Moments()
     with each_once(f"model_uncertainty of {row.name}"):
         for number in track(range(count), f"model_uncertainty of {row.name}"):
@@ -124,10 +131,13 @@ def _check(models: Any, draws: int | None, training: Any, posterior: Any) -> int
     if isinstance(models, str):
         choose("models", models, ("dropout", "laplace"))
         count = 20 if draws is None else draws
-        check_count("draws", count)
+        check_count("draws", count, least=2)
     else:
-        if not isinstance(models, (list, tuple)) or not all(isinstance(one, nn.Module) for one in models):
-            raise OptionError(f'models must be "dropout", "laplace" or a list of modules; got {models!r:.80}.')
+        if not isinstance(models, (list, tuple, nn.ModuleList)) or not all(
+            isinstance(one, nn.Module) for one in models
+        ):
+            given = f"a list with {models!r:.60}" if isinstance(models, (list, tuple)) else describe(models)
+            raise OptionError(f'models must be "dropout", "laplace" or a list of modules; got {given}.')
         if draws is not None:
             raise OptionError("draws= is the number of models that are drawn; a list of models is taken whole.")
         count = len(models)
@@ -166,7 +176,30 @@ def _source(
                 yield model, forward
 
         return with_draw
+    _check_outputs(model, models, inputs, forward)
     return lambda number: nullcontext((models[number], forward))
+
+
+def _check_outputs(model: nn.Module, models: Sequence[nn.Module], inputs: Inputs, forward: Forward | None) -> None:
+    """Check that an ensemble has the outputs of the model, so that a target is the same score in all of them.
+
+    Raises:
+        InputError: when the outputs of a sample have another shape.
+    """
+    shapes: list[tuple[int, ...] | None] = []
+    for number, one in enumerate((model, *models)):
+        with borrowed(one, grad=False):
+            output = inputs.run(one, forward)
+        try:
+            main = main_output(output)
+        except TargetError:  # the target reads something else
+            return
+        shapes.append(tuple(main.shape[1:]) if main.ndim and len(main) == inputs.batch else None)
+        if None not in shapes and shapes[-1] != shapes[0]:
+            raise InputError(
+                f"the output of model {number - 1} of models= has shape {shapes[-1]} for a sample, and that of the "
+                f"model itself {shapes[0]}: a target would be another score there. Give models with the same outputs."
+            )
 
 
 def _chosen(

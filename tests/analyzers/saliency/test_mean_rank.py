@@ -88,6 +88,8 @@ def test_what_has_no_common_ranks_is_refused():
         mean_rank(one, dataclasses.replace(one, values=normal(2, 3, 4, 5)))
     with pytest.raises(InputError, match="one is of class 1, the other of class 2"):
         mean_rank(one, dataclasses.replace(one, target="class 2"))
+    with pytest.raises(InputError, match="they are of different inputs"):
+        mean_rank(one, dataclasses.replace(one, inputs=one.inputs + 1))
     with pytest.raises(InputError, match="NaN"):
         mean_rank(one, dataclasses.replace(one, values=one.tensor * torch.nan))
     with pytest.raises(InputError, match="one is at the input, the other at fc"):

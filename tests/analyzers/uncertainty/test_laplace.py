@@ -7,7 +7,7 @@ from torch import nn
 import layerlens
 from layerlens.demo.embedded import load_digit_net
 from layerlens.demo.train_digits import make_scenes, split_digits
-from layerlens.errors import InputError
+from layerlens.errors import InputError, OptionError
 from tests.cases import normal
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::DeprecationWarning")]
@@ -93,3 +93,29 @@ def test_models_without_a_last_linear_layer_and_labels_that_do_not_fit_are_refus
         run(nn.Linear(3, 1))
     with pytest.raises(InputError, match="give class indices"):
         run(nn.Linear(3, 2), training=layerlens.Data(x, labels=["a"] * 8))
+    with pytest.raises(InputError, match=r"one for each of 2 output\(s\); got 1 for each sample. Classes are whole"):
+        run(nn.Linear(3, 2), training=layerlens.Data(x, labels=[0.0, 1.0] * 4))
+    with pytest.raises(InputError, match=r"whole numbers from 0 to 1.*got 0 to 7"):
+        run(nn.Linear(3, 2), training=layerlens.Data(x, labels=[0, 7] * 4))
+    with pytest.raises(OptionError, match=r"what laplace.Laplace does not take: .*'precision'"):
+        run(nn.Linear(3, 2), posterior={"precision": 1})
+    with pytest.raises(InputError, match=r"are computed from .*weight norm"):
+        run(nn.utils.parametrizations.weight_norm(nn.Linear(3, 2)))
+    shared = nn.Linear(3, 3)
+    with pytest.raises(InputError, match="called 2 times"):
+        run(shared, nn.Tanh(), shared)
+    last = nn.Linear(3, 3, bias=False)
+    last.weight = shared.weight
+    with pytest.raises(InputError, match="'2' shares its weights with '0', which draws of them would change as well"):
+        run(shared, nn.Tanh(), last, training=layerlens.Data(x, labels=[0, 1] * 4))
+
+
+def test_short_numbers_do_not_end_the_process():
+    """laplace-torch exits where it cannot decompose a matrix of bfloat16; draws are of the same layer in float32."""
+    net, x = nn.Sequential(nn.Linear(4, 3)).bfloat16(), normal(6, 4).bfloat16()
+    options = {"models": "laplace", "target": 0, "method": "gradient", "draws": 4}
+    found = layerlens.model_uncertainty(net, x[:1], training=layerlens.Data(x, labels=[0, 1, 2] * 2), **options)
+    longer = layerlens.Data(x.float(), labels=[0, 1, 2] * 2)
+    exact = layerlens.model_uncertainty(net.float(), x[:1].float(), training=longer, **options)
+    assert found.tensor.dtype is torch.bfloat16
+    torch.testing.assert_close(found.deviation.float(), exact.deviation, rtol=0.02, atol=0.01)

@@ -299,6 +299,64 @@ def test_errors_say_what_else_to_do():
         )
 
 
+class Total(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout = nn.Dropout(P)
+
+    def forward(self, x):
+        return self.dropout(x).square().sum()
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.head = nn.Dropout(P), nn.Linear(3, 2)
+
+    def forward(self, temperature, x):
+        return self.head(self.dropout(x)) / temperature
+
+
+def test_dropout_of_one_value_and_next_to_a_number():
+    x = normal(2, 3)
+    with pytest.warns(UserWarning, match="one value for the batch"):
+        found = layerlens.model_uncertainty(Total(), x, method="gradient", draws=3)
+    kept = found.tensor[0] / x[0] / (found.tensor[1] / x[1])
+    torch.testing.assert_close(kept[~kept.isnan()], torch.ones(int((~kept.isnan()).sum())))  # the same units of both
+    net = Tempered()
+    run = WithDropout(None, net, 0)
+    run.prepare(net, as_inputs((torch.tensor(2.0), x)))
+    one = run(net, torch.tensor(2.0), x[:1])
+    torch.testing.assert_close(run(net, torch.tensor(2.0), x[[0, 0]]), one[[0, 0]])
+
+
+def test_models_that_do_not_fit_and_options_of_its_own():
+    x = normal(2, 3)
+    net = nn.Sequential(nn.Dropout(P), nn.Linear(3, 4))
+
+    def run(**given):
+        layerlens.model_uncertainty(net, x, **{"target": 0, "method": "gradient", **given})
+
+    with pytest.raises(InputError, match=r"model 1 of models= has shape \(5,\) for a sample.*itself \(4,\)"):
+        run(models=[net, nn.Linear(3, 5)])
+    for name, value in (("target", 1), ("where", "1"), ("method", "rise")):
+        with pytest.raises(OptionError, match=f"{name}= is an option of model_uncertainty itself"):
+            run(options={name: value})
+    with pytest.raises(OptionError, match="seed must be a whole number, got None"):
+        run(method="smooth_grad", options={"seed": None})
+    with pytest.raises(OptionError, match="draws must be a whole number of at least 2, got 1"):
+        run(draws=1)
+    with pytest.raises(OptionError, match="a list of modules; got Sequential"):
+        run(models=net)
+
+    class Pairs(nn.Module):
+        def forward(self, x):
+            return net(x.view(2, 3))
+
+    with pytest.raises(InputError, match=r"Pairs does not run on one sample \(.*invalid for input of size 3"):
+        layerlens.model_uncertainty(Pairs(), x, target=0, method="gradient")
+
+
 def test_laplace_says_what_to_install(monkeypatch):
     import importlib
 
