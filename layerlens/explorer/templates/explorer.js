@@ -666,7 +666,7 @@ function headsView() {
     const rest = heads.rest[side.target];
     const rows = parts.map((one, number) => ({ text: one.name, value: values[number], label: `${names[state.share]} of ${one.name}`, pick: () => { state.head = number; refresh("#panel", "#head-name"); } }));
     rows.sort((left, right) => Math.abs(right.value) - Math.abs(left.value));
-    const shown = [gridOf((number) => values[number], names[state.share]), make("h3", {}, "Largest"), barsOf(rows, 12)];
+    const shown = [make("h3", {}, "Largest"), barsOf(rows, 12), gridOf((number) => values[number], names[state.share])];
     if (!state.share) shown.push(tableOf(["", "score"], Object.entries({ "past all parts, from the inputs": rest.inputs, "constants": rest.constants, "absorbed by rules": rest.absorbed, "score": rest.score }).map(([name, value]) => [name, exact(value)]), "The rest of the score"));
     return shown;
   }));
