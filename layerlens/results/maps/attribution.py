@@ -103,7 +103,8 @@ class Attribution(Result):
 
         Values less and plus the standard error times a quantile of Student's t (normal where `degrees` is None), which
         is uneven where the draws are (`skewness`, Hall 1992). It holds what the method would find with endless draws,
-        or, with a penalty (`rise`, `lime`), the mean over seeds.
+        or, with a penalty (`rise`, `lime`), the mean over seeds: where `checks["share kept by the penalty"]` of `rise`
+        is below .9, its values and intervals are pulled to zero.
 
         Args:
             share: share of such intervals that should hold the value, between 0 and 1.

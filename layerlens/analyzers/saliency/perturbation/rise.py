@@ -73,7 +73,9 @@ def rise(
 
     Returns:
         An `Attribution` shaped like the input, with its standard error. All channels of a place have its number. The
-        error is that of the regression with its penalty (jackknife), NaN with fewer than 32 masks.
+        error is that of the regression with its penalty (jackknife), NaN with fewer than 32 masks. Its check is the
+        `"share kept by the penalty"` of each sample: with .9 or more, intervals hold the values without a penalty too;
+        with less, values are about that share of those, and their intervals miss them: take more masks.
 
     Raises:
         OptionError: when an option is out of range, or the baseline does not fit.
@@ -100,6 +102,7 @@ def rise(
         values, errors, degrees, done = {}, {}, 1.0, 0
         sums = {name: torch.zeros(2, coalitions.batch, *one.places, dtype=torch.float64) for name, one in masks.items()}
         made: dict[str, torch.Tensor] = {}
+        checks: dict[str, torch.Tensor] = {}
 
         def make(chosen: torch.Tensor) -> dict[str, torch.Tensor]:
             made.update({name: one(done + chosen) for name, one in masks.items()})
@@ -120,7 +123,8 @@ def rise(
             if estimate == "mean":
                 found, degrees = {name: _mean_and_error(one, done) for name, one in sums.items()}, max(1.0, done - 1)
             else:
-                found, degrees = _fitted(masks, {name: one[:done] for name, one in coarse.items()}, scores[:done], used)
+                pooled = {name: one[:done] for name, one in coarse.items()}
+                found, degrees, checks[KEPT] = _fitted(masks, pooled, scores[:done], used)
             means, spreads = ({name: pair[part] for name, pair in found.items()} for part in (0, 1))
             rounds.look(means, spreads, degrees)
         for name, leaf in scorer.leaves.items():
@@ -150,7 +154,7 @@ def rise(
             units=f"score per {per} kept" if estimate == "regression" else "score",
             standard_error=errors,
             degrees=degrees,
-            checks=rounds.checks(),
+            checks=rounds.checks(checks),
         )
 
 
@@ -283,10 +287,10 @@ def _fitted(
     coarse: Mapping[str, torch.Tensor],
     scores: torch.Tensor,
     used: Mapping[str, torch.Tensor],
-) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], float]:
+) -> tuple[dict[str, tuple[torch.Tensor, torch.Tensor]], float, torch.Tensor]:
     """Fit the scores by the masks of all inputs; return the coefficients and their errors at every place, by input.
 
-    Their degrees of freedom are the second result.
+    Their degrees of freedom, and the share of the fit of each sample that the penalty keeps, are the other results.
 
     Of several inputs the penalty, and the values, are for each cell: one that lies in a mask as n numbers counts as
     one number, like a token. Places that a sample does not use are not in its fit.
@@ -298,16 +302,16 @@ def _fitted(
     known = [used[name].cpu() if name in used else torch.ones(batch, one.coarse) for name, one in masks.items()]
     kept, which = torch.unique(torch.cat(known, dim=1).double(), dim=0, return_inverse=True)
     values, errors = (torch.zeros(batch, sum(wide), dtype=torch.float64) for _ in range(2))
-    degrees = []
+    degrees, shares = [], torch.zeros(batch, dtype=torch.float64)
     for number, places in enumerate(kept):
         own = which == number
-        values[own], errors[own], free = ridge_map(design * places, scores[:, own])
+        values[own], errors[own], free, shares[own] = ridge_map(design * places, scores[:, own])
         degrees.append(free)
     fitted = [torch.split(part, wide, dim=1) for part in (values, errors)]
     found = {}
     for (name, one), mean, error in zip(masks.items(), *fitted, strict=True):
         found[name] = one.enlarged(mean / sizes[name]), one.enlarged(error / sizes[name])
-    return found, min(degrees)
+    return found, min(degrees), shares
 
 
 def _resized(values: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
@@ -315,6 +319,7 @@ def _resized(values: torch.Tensor, size: list[int], mode: str) -> torch.Tensor:
     return F.interpolate(values.unsqueeze(1), size=size, mode=mode, **corners).squeeze(1)
 
 
+KEPT = "share kept by the penalty"
 FEWEST = 32
 """Fewest masks from whose fit a standard error is read."""
 
@@ -322,8 +327,10 @@ PENALTIES = torch.logspace(-6, 2, 33, dtype=torch.float64)
 """Relative to the largest eigenvalue of the masks' products."""
 
 
-def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float]:
+def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, float, torch.Tensor]:
     """Fit a linear model of the scores; return coefficients and standard errors, `(batch, places)`, and their degrees.
+
+    The last result is the share of the fit that the penalty keeps, `(batch,)`: trace(H) over the rank of the masks.
 
     Generalized cross-validation chooses the penalty k of each sample, which minimizes n |residual|^2 / trace(I - H)^2.
     The error is from leaving out a pair of masks at a time (jackknife), in closed form: without masks Z of residuals r
@@ -345,7 +352,7 @@ def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
     kept = 1 - shrink[best]  # (batch, rank), eigenvalues of the hat matrix
     values = (kept * turned.T / size.sqrt()) @ right.T
     if count < FEWEST:
-        return values, torch.full_like(values, torch.nan), 1.0
+        return values, torch.full_like(values, torch.nan), 1.0, kept.mean(dim=1)
     moves: list[torch.Tensor] = []
     own = left[: 2 * pairs].reshape(pairs, 2, -1)
     for held, reached in zip(kept, turned.T, strict=True):
@@ -355,7 +362,7 @@ def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
         moves.append(torch.einsum("pir,pi,r->pr", own, alone, held / size.sqrt()) @ right.T)
     moved = torch.stack(moves)  # (batch, pairs, places)
     error = ((pairs - 1) / pairs * (moved - moved.mean(dim=1, keepdim=True)).square().sum(dim=1)).sqrt()
-    return values, error, max(1.0, pairs - 1 - float(kept.sum(dim=1).max()))
+    return values, error, max(1.0, pairs - 1 - float(kept.sum(dim=1).max())), kept.mean(dim=1)
 
 
 def _decomposed(design: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

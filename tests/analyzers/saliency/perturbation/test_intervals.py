@@ -100,7 +100,7 @@ def test_the_error_of_rise_is_the_jackknife_over_pairs_under_its_penalty(count, 
         hat = design @ torch.linalg.inv(design.T @ design + penalty * torch.eye(places).double()) @ design.T + 1 / count
         return (scores[:, 0] - hat @ scores[:, 0]).square().sum() / (count - hat.trace()) ** 2
 
-    values, error, degrees = ridge_map(masks, scores)
+    values, error, degrees, _ = ridge_map(masks, scores)
     every = torch.ones(count, dtype=torch.bool)
     scale = torch.linalg.eigvalsh((masks - masks.mean(dim=0)).T @ (masks - masks.mean(dim=0))).max()
     penalty = min(torch.logspace(-6, 2, 33).double() * scale, key=loss)
@@ -178,3 +178,15 @@ def test_intervals_of_one_and_of_several_inputs_and_without_an_error():
         attribution().interval()
     with pytest.raises(OptionError, match="share must be between 0 and 1"):
         one.interval(90)
+
+
+@pytest.mark.parametrize("samples", [64, 400])
+def test_the_share_that_the_penalty_of_rise_keeps_is_how_far_values_are_pulled_to_zero(samples):
+    truth, values, kept = regression_on_all_masks(TASK.x.double()), [], []
+    for seed in range(30):
+        found = layerlens.saliency(TASK.model, TASK.x, target=TASK.target, method="rise", samples=samples, seed=seed)
+        values.append(found.tensor)
+        kept.append(found.checks["share kept by the penalty"])
+    pulled = float((torch.cat(values).double().mean(dim=0) * truth[0]).sum() / truth.square().sum())
+    assert pulled == pytest.approx(float(torch.cat(kept).mean()), abs=0.1)
+    assert (pulled < 0.75) == (samples == 64)
