@@ -7,6 +7,8 @@ import enum
 import warnings
 from typing import Any
 
+import torch
+
 from layerlens.analyzers.common.features.input_features import features_of
 from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.common.messages import all_finite
@@ -99,6 +101,9 @@ def fitting_choice(scorer: Scorer, where: Selection, kinds: set[Kind], budget: i
     unreached, finite = _unreached(scorer)
     if unreached:
         if budget is not None and 2 * count > passes:
+            with torch.no_grad():
+                scores, output = scorer.scored(scorer.values())  # an input that the model does not take says so
+                scorer.check(scorer.values(), scores, output)
             raise OptionError(
                 f"budget={budget} is too small: no gradient reaches {unreached}, and sampled Shapley values of {count} "
                 f"features take {2 * count + ENDS} passes at least. Give budget={2 * count + ENDS}, or name a method "

@@ -83,7 +83,7 @@ def last_layer_weights(
             if "prior_precision" not in options:
                 found.optimize_prior_precision(method="marglik")
             drawn: torch.Tensor = found.sample(count, generator=torch.Generator().manual_seed(seed))
-        except (SystemExit, torch._C._LinAlgError) as error:  # it exits where it cannot decompose a matrix
+        except (SystemExit, torch.linalg.LinAlgError) as error:  # type: ignore[attr-defined] # exits where it fails
             raise InputError(
                 "laplace-torch could not decompose the second derivatives by the weights of the last layer. Give more "
                 'training data, or posterior={"hessian_structure": "diag"}.'

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from layerlens import Lens, mean_rank, saliency
-from layerlens.errors import OptionError
+from layerlens.errors import InputError, OptionError, TargetError
 from tests.cases import normal
 
 
@@ -112,6 +112,14 @@ def test_what_a_budget_cannot_pay_is_refused():
     with pytest.raises(OptionError, match=r"budget=10 is too small.*Give budget=14"):
         saliency(model, x, target=0, budget=10)
     assert saliency(model, x, target=0, budget=14).method == "shapley_sampling"
+
+
+def test_what_is_wrong_with_the_input_is_said_before_the_budget():
+    net = nn.Linear(9, 2)
+    with pytest.raises(InputError, match="takes float32, not bool"):
+        saliency(net, torch.ones(1, 9, dtype=torch.bool), target=0, budget=3)
+    with pytest.raises(TargetError, match="holds infinite values"):
+        saliency(net, torch.full((1, 9), torch.inf), target=0, budget=3)
 
 
 def test_a_large_budget_for_a_picture_ranks_by_relevance_and_masks():

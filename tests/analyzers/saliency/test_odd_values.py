@@ -234,3 +234,33 @@ def test_gradients_that_cancel_over_the_features_of_a_token_are_told(method, dty
     if method in ("gradient", "smooth_grad"):
         sure = layerlens.saliency(Normed(True).to(dtype), ids, target=1, method=method, magnitude=True)
         assert (sure.tensor > 20 * found.tensor.abs()).all()
+
+
+class Tempered(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(3, 2)
+
+    def forward(self, temperature, x):
+        return self.head(x) / temperature
+
+
+@pytest.mark.parametrize("method", ["auto", "gradient", "kernel_shap", "smooth_grad", "rise"])
+def test_a_single_number_next_to_the_samples_stays_as_it_is(method):
+    net, x = Tempered(), normal(2, 3)
+    found = layerlens.saliency(net, (torch.tensor(2.0), x), target=0, method=method)
+    alone = layerlens.saliency(net, x, target=0, method=method, forward=lambda model, x: model(torch.tensor(2.0), x))
+    torch.testing.assert_close(found.tensor, alone.tensor)
+
+
+def test_complex_numbers_are_given_as_two():
+    class Spectrum(nn.Module):
+        def forward(self, x):
+            return x.abs()
+
+    x = torch.complex(normal(2, 3), normal(2, 3, seed=1))
+    with pytest.raises(InputError, match=r"complex numbers .*view_as_complex\(x\)"):
+        layerlens.saliency(Spectrum(), x, target=0)
+    lens = layerlens.Lens(Spectrum(), forward=lambda model, x: model(torch.view_as_complex(x)))
+    found = lens.saliency(torch.view_as_real(x), target=0, method="gradient").tensor
+    torch.testing.assert_close(found[:, 0], torch.view_as_real(x)[:, 0] / x[:, 0].abs()[:, None])

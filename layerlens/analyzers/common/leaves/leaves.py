@@ -81,7 +81,8 @@ def find_leaves(
 ) -> dict[str, Leaf]:
     """Find the leaves of a run of `model` on `inputs`, by input name.
 
-    Floating-point inputs are leaves, except those whose name ends in `mask` when there are others. Token ids cannot
+    Floating-point inputs are leaves, except single numbers `()`, and those whose name ends in `mask` when there are
+    others. Token ids cannot
     carry a gradient: their leaf is what the embedding layers make of them, in every call that reads them, for which
     the model is run once. See `token_uses` for which integer inputs count. Other inputs of whole numbers or booleans
     with a number for each sample are leaves as `whole` says, but for masks, and for what comes with token ids.
@@ -94,13 +95,16 @@ def find_leaves(
     if not free:
         raise InputError(f"every input is held fixed ({', '.join(inputs.held)}), so there is nothing to attribute to.")
     floating = [name for name, x in free.items() if x.is_floating_point()]
-    leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating if not name.endswith("mask")}
+    own = [name for name in floating if free[name].ndim and not name.endswith("mask")]  # a number has no samples
+    leaves = {name: _input_leaf(model, inputs, forward, name) for name in own}
     ids = {name: x for name, x in free.items() if x.dtype in (torch.int64, torch.int32) and x.ndim}
     uses = token_uses(model, inputs, forward, ids) if ids else {}
     if not uses and (whole == "always" or (whole == "alone" and not leaves)):
-        own = {name: x for name, x in free.items() if not (x.is_floating_point() or x.is_complex()) and x.ndim}
-        own = {name: x for name, x in own.items() if len(x) == inputs.batch}
-        named = [name for name in own if not name.endswith("mask")] or ([] if leaves else list(own))
+        whole_numbers = {
+            name: x for name, x in free.items()
+            if not (x.is_floating_point() or x.is_complex()) and x.ndim and len(x) == inputs.batch
+        }  # fmt: skip
+        named = [name for name in whole_numbers if not name.endswith("mask")] or ([] if leaves else [*whole_numbers])
         leaves |= {name: _input_leaf(model, inputs, forward, name) for name in named}
     if not (leaves or uses):
         leaves = {name: _input_leaf(model, inputs, forward, name) for name in floating}
@@ -113,6 +117,11 @@ def find_leaves(
             "inputs_embeds=..."
         )
     inputs.run(model, forward)  # an input that the model does not take says so
+    if any(x.is_complex() for x in free.values()):
+        raise InputError(
+            f"complex numbers cannot be attributed to; got {inputs}. Give their real and imaginary parts: "
+            "Lens(model, forward=lambda model, x: model(torch.view_as_complex(x))), with torch.view_as_real(x)."
+        )
     raise InputError(
         f"gradients need a floating-point input or token ids; got {inputs}. Try x.float(), or a method without "
         "gradients, such as feature_ablation, shapley_sampling or kernel_shap."
