@@ -86,7 +86,8 @@ def _measured(folder: Path, job: Job, methods: dict[str, Map]) -> Iterator[str]:
             found["curves"][name] = curves(values).float()
             found["cost"][name] = [count + masks.asked, seconds - masks.seconds + masks.asked * unit, unit]
             found |= {"ends": curves.ends, "masks": masks.scores}
-            torch.save(found, place)
+            torch.save(found, place.with_suffix(".part"))
+            place.with_suffix(".part").replace(place)  # whole, or not at all
             yield name
     finally:
         hook.remove()

@@ -45,7 +45,8 @@ def faster(model: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
     if isinstance(model, Part):
         whole = faster(model.network)  # once for all of its parts
         return lambda x: model.read(whole(x))
-    if importlib.util.find_spec("openvino") is None:
+    recurrent = any(isinstance(module, nn.RNNBase) for module in model.modules())  # no faster by OpenVINO
+    if recurrent or importlib.util.find_spec("openvino") is None:
         last: Any = copy.deepcopy(model)
         last.to(memory_format=torch.channels_last)
         return lambda x: last(x.contiguous(memory_format=torch.channels_last))
