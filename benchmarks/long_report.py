@@ -13,6 +13,9 @@ from .long_truth import Measured, of
 from .token_report import rank
 
 COLUMNS = ("deleted", "other text", "single", "strongest", "fact", "without", "only")
+FEWEST = 5
+"""Texts of a size that a table needs: intervals over fewer mean nothing."""
+
 NAMES = {"smollm2": "SmolLM2-135M-Instruct", "gemma3": "Gemma 3 270M", "minilm": "all-MiniLM-L6-v2 (similarity)"}
 
 
@@ -92,7 +95,7 @@ def page(measured: dict[str, Measured]) -> str:
     for model in NAMES:
         for size in sorted({text.size for text in measured.values()}):
             texts = [text for text in measured.values() if (text.model, text.size) == (model, size)]
-            if len(texts) < 2:
+            if len(texts) < FEWEST:
                 continue
             queries, cut = sum(text.queries for text in texts), [text.parts for text in texts]
             seconds = np.mean([text.seconds["a forward pass"] for text in texts])

@@ -45,10 +45,31 @@ def test_what_the_page_calls_better_or_tied_is():
     )
     for better, worse in ((relevance, cam), (ranks, relevance), (ranks, cam), (ranks, rise)):
         assert image_report.interval(better - worse)[1] > 0
-    for one, other in ((relevance, rise), (relevance, shap), (ranks, shap)):
+    assert image_report.interval(shap - relevance)[1] > 0
+    for one, other in ((relevance, rise), (ranks, shap)):
         _, low, high = image_report.interval(one - other)
         assert low < 0 < high
-    assert len(relevance) >= 60 and int(shap.isfinite().sum()) == 34
+    assert len(relevance) == 83 and int(shap.isfinite().sum()) == 57
+
+
+def test_the_other_networks_on_the_page_are_those_of_the_benchmark():
+    told = rows(PAGE.read_text(), "Other networks, on which nothing was tuned")
+    ranks = "z+ and rise 200, mean rank"
+    pairs = [("relevance z+", other) for other in (*image_report.RIVALS[1:], "control: Sobel edges")]
+    pairs += [(ranks, "relevance z+"), (ranks, image_report.RIVALS[3])]
+    networks = list(image_report.NETWORKS)
+    networks.remove("digits")
+    assert len(told) == len(networks) == 6
+    for network, (name, cells) in zip(networks, told.items(), strict=True):
+        found = image_report.stored(network)["rows"]
+        relevance = found["relevance z+"]["gain"]
+        mean = image_report.interval(relevance)[0]
+        shown = [str(int(relevance.isfinite().sum())), f"{mean:.3f}"]
+        for one, other in pairs:
+            change = found[one]["gain"] - found[other]["gain"] if {one, other} <= found.keys() else relevance[:0]
+            enough = int(change.isfinite().sum()) >= image_report.FEWEST
+            shown.append("{:+.3f} [{:+.3f}, {:+.3f}]".format(*image_report.interval(change)) if enough else "")
+        assert cells == shown, name
 
 
 @pytest.mark.slow

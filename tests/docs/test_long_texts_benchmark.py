@@ -135,13 +135,14 @@ def test_a_map_that_is_right_about_an_additive_text_gets_all_points_and_its_oppo
 
 def test_what_is_stored_comes_back_and_makes_the_page(linear, tmp_path):
     path = tmp_path / "texts.npz"
-    long_truth.save({"a": linear, "b": linear}, path)
+    long_truth.save(dict.fromkeys("abcde", linear), path)
     back = long_truth.load(path)
     for name, one in linear.arrays().items():
         np.testing.assert_array_equal(back["a"].arrays()[name], one)
     page = long_report.page(back)
-    assert page == long_report.page({"a": linear, "b": linear})
-    assert "| centered relevance, attn | 3 | 2 | 1.00 [1.00, 1.00] | 1.00 | 1.00 | 1.00 |" in page
+    assert page == long_report.page(dict.fromkeys("abcde", linear))
+    assert "## " not in long_report.page(dict.fromkeys("abcd", linear))
+    assert "| centered relevance, attn | 3 | 5 | 1.00 [1.00, 1.00] | 1.00 | 1.00 | 1.00 |" in page
 
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -182,3 +183,34 @@ def rows(text, title):
     table = table[table.index("| --- |") :].split("\n\n")[0]
     cells = ([cell.strip() for cell in line.split("|")[1:-1]] for line in table.splitlines()[1:])
     return {first: rest for first, *rest in cells}
+
+
+LONG = {
+    **dict(list(NAMES.items())[:4]),
+    "`leave_one_out`, by token": "leave_one_out, tokens",
+    "leaving out each part": "leave_one_out, parts",
+    "12 ablations with `centered_relevance` as prior": "centered relevance + 12 ablations",
+    "12 ablations": "12 ablations",
+    "`input_x_gradient`": "gradient x input",
+    "control: longer parts are worth more": "control: longer is more",
+}
+
+
+def test_the_long_texts_on_the_page_are_those_of_the_stored_numbers():
+    texts = list(long_truth.load(ROOT / "benchmarks" / "long_texts.npz").values())
+    known = {}
+    for size in (50, 150, 400):
+        own = [one for one in texts if (one.model, one.size) == ("minilm", size)]
+        known[size] = long_report.tables(own, "contrast"), len(own)
+    page = (ROOT / "docs" / "language-models.md").read_text()
+    head, _, *told = page[page.index("| method | passes | 50 tokens, ") :].split("\n\n")[0].splitlines()
+    assert head == "| method | passes | " + " | ".join(f"{n} tokens, {k} texts" for n, (_, k) in known.items()) + " |"
+    assert [line.split("|")[1].strip() for line in told] == list(LONG)
+    for line, name in zip(told, LONG.values(), strict=True):
+        for cell, (found, _) in zip(line.split("|")[3:-1], known.values(), strict=True):
+            shown = ""
+            if name in found:
+                own, best = (long_report.both(found[one]) for one in (name, long_methods.BEST))
+                shown = answer_report.interval(own)
+                shown += "" if name == long_methods.BEST else f" ({answer_report.interval(own - best)})"
+            assert cell.strip() == shown, (name, cell)

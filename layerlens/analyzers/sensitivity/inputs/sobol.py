@@ -67,9 +67,9 @@ def sobol(
     - total order: S_Tj = E[Var(y | X_~j)] / Var(y), what remains when all but X_j are known: X_j by itself and in
       every interaction. Interactions are counted for each feature in them, so totals sum to 1 or more.
 
-    Both by Jansen's estimators over a scrambled Sobol sequence (Owen 1998), see `jansen.Squares`. Estimates scatter
-    around the true value, so an index near zero can be negative. Of several outputs (`target=None`) the variances are
-    added (Gamboa et al. 2014, eq. 3).
+    By the estimators of Saltelli et al. 2010, table 2 (b) and (f), over scrambled Sobol sequences (Owen 1998). They
+    scatter around the true value, so an index near zero can be negative. Of several outputs (`target=None`) the
+    variances are added (Gamboa et al. 2014, eq. 3).
 
     The features vary over one of three distributions:
 
