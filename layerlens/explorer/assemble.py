@@ -14,6 +14,7 @@ from layerlens.analyzers.common.parts.heads import Heads
 from layerlens.analyzers.relevance.relevance import relevance_by_target
 from layerlens.analyzers.saliency.saliency import known_methods, saliency
 from layerlens.analyzers.structure.layer_table import layers as layer_table
+from layerlens.analyzers.structure.routes import route
 from layerlens.errors import LayerLensError, OptionError, TargetError, check_count, choose
 from layerlens.inputs.inputs import Input
 from layerlens.model.hashing import weights_digest
@@ -123,6 +124,7 @@ def explore(
         heads = heads_of(lens, samples[0].inputs)
         plan = make_plan(lens, samples[0].inputs, layers, len(samples), len(specs), units, size, bool(heads))
         left_out |= plan.left_out
+        notes += _of_other_routes(lens, samples, layers)
     numbers = Numbers()
     pictures = max(PICTURE, INPUTS * size / len(samples))
     rows: list[dict[str, Any]] = []
@@ -251,6 +253,24 @@ def _ledger_rows(
         ]
         amounts.append({"sums": sums, "amounts": numbers.add(table)})
     return [{"kind": kind, "layer": layer, "source": source} for kind, layer, source in keys], amounts
+
+
+def _of_other_routes(lens: WrappedModel, samples: Sequence[Sample], layers: Selection) -> list[str]:
+    """Notes of layers that run for a sample and not for the first one, whose layers are shown."""
+    first, *others = [
+        set(route(lens.model, one.inputs, layers, forward=lens.forward, progress=False).layers(0)) for one in samples
+    ]
+    notes = []
+    for sample, own in zip(samples[1:], others, strict=True):
+        new = sorted(own - first)
+        outer = [path for path in new if not any(path.startswith(f"{other}.") for other in new)]
+        if outer:
+            shown = ", ".join(outer[:3]) + (f" and {len(outer) - 3} more" if len(outer) > 3 else "")
+            notes.append(
+                f"{sample.label}: {shown} did not run for the first input, whose layers are shown. To see them, give "
+                "this input first."
+            )
+    return notes
 
 
 def _of_samples(by_sample: Sequence[tuple[str, Sequence[str]]]) -> list[str]:

@@ -176,6 +176,22 @@ def test_inputs_of_one_shape_that_take_different_routes(often):
     assert not explorer.content["notes"]
 
 
+def test_a_layer_that_the_first_input_does_not_take_is_named():
+    class Branched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = (nn.Sequential(nn.Linear(4, 3), nn.ReLU()) for _ in range(2))
+            self.out = nn.Linear(3, 2)
+
+        def forward(self, x):
+            return self.out(self.left(x) if x[0, 0] > 0 else self.right(x))
+
+    x = torch.tensor([[1.0, 2, 3, 4], [-1, 2, 3, 4]])
+    explorer = Lens(Branched()).explore(x, targets=[0], methods=[])
+    named(explorer, "sample 1: right did not run for the first input")
+    assert not Lens(Branched()).explore(x[[0, 0]], targets=[0], methods=[]).content["notes"]
+
+
 def test_a_note_of_some_samples_names_them():
     class Log(nn.Module):
         def forward(self, x):
