@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable
 from typing import Any, Literal, cast
 
+import pytest
 import torch
 from torch import nn
 
@@ -30,7 +31,7 @@ class Case:
         example: makes an input with a batch of two, always the same.
         target: a spec for `layerlens.as_target`, good for both samples.
         kind: family of the model.
-        slow: whether it belongs to the slow tests.
+        slow: whether a test of every row leaves it to the slow tests: it is large, and others of its kind are quick.
         unrun: layers that do not run on the example, by design; containers without a forward are not listed.
     """
 
@@ -254,7 +255,7 @@ def _twice(path: str) -> tuple[str, ...]:
 STAGES = _twice("resnet.encoder.stages.{}.layers")  # an nn.Sequential that the stage walks by itself
 
 
-@case("hf_resnet", "convolution", lambda: {"pixel_values": normal(2, 3, 32, 32)}, [0, 2], unrun=STAGES)
+@case("hf_resnet", "convolution", lambda: {"pixel_values": normal(2, 3, 32, 32)}, [0, 2], unrun=STAGES, slow=True)
 def hf_resnet() -> nn.Module:
     from transformers import ResNetConfig, ResNetForImageClassification
 
@@ -271,7 +272,7 @@ def hf_vit() -> nn.Module:
     )
 
 
-@case("hf_convnext", "convolution", lambda: {"pixel_values": normal(2, 3, 32, 32)}, None)
+@case("hf_convnext", "convolution", lambda: {"pixel_values": normal(2, 3, 32, 32)}, None, slow=True)
 def hf_convnext() -> nn.Module:
     from transformers import ConvNextConfig, ConvNextForImageClassification
 
@@ -369,7 +370,7 @@ def _picture_and_words() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normal(2, 3, 16, 16)}
 
 
-@case("hf_llava", "generative", _picture_and_words, (-1, 7))
+@case("hf_llava", "generative", _picture_and_words, (-1, 7), slow=True)
 def hf_llava() -> nn.Module:
     from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -383,7 +384,7 @@ def _sound_and_words() -> dict[str, torch.Tensor]:
     return {"input_features": normal(2, 8, 24), "decoder_input_ids": tokens(2, 4, 40)}
 
 
-@case("hf_whisper", "generative", _sound_and_words, (-1, 7))
+@case("hf_whisper", "generative", _sound_and_words, (-1, 7), slow=True)
 def hf_whisper() -> nn.Module:
     from transformers import WhisperConfig, WhisperForConditionalGeneration
 
@@ -405,7 +406,7 @@ def _picture_and_caption() -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values": normal(2, 3, 16, 16)}
 
 
-@case("hf_clip", "generative", _picture_and_caption, match_of_pairs)
+@case("hf_clip", "generative", _picture_and_caption, match_of_pairs, slow=True)
 def hf_clip() -> nn.Module:
     from transformers import CLIPConfig, CLIPModel
 
@@ -540,4 +541,5 @@ def nested() -> nn.Module:
     return Nested()
 
 
-case_ids = list(CASES)
+case_names = [pytest.param(name, marks=pytest.mark.slow) if row.slow else name for name, row in CASES.items()]
+"""The names of all rows, for `parametrize`."""

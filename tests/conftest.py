@@ -4,14 +4,14 @@ import pytest
 import torch
 
 from layerlens.model.layers import Layers
-from tests.cases import CASES
+from tests.cases import CASES, case_names
 from tests.snapshot import HOOKS, hooks
 
 
-@pytest.fixture(params=list(CASES.values()), ids=list(CASES))
+@pytest.fixture(params=case_names)
 def case(request):
-    """Every row of tests/cases.py."""
-    return request.param
+    """Every row of tests/cases.py; some of them in the slow tests alone."""
+    return CASES[request.param]
 
 
 @pytest.fixture(autouse=True)

@@ -5,13 +5,15 @@ from torch import nn
 from layerlens.inputs.inputs import as_inputs
 from layerlens.probes.run import capture
 from layerlens.targets.target import as_target
-from tests.cases import ADDITIVE, CASES, case_ids, perturb, zero_additive
+from tests.cases import ADDITIVE, CASES, case_names, perturb, zero_additive
 
 
 def test_the_zoo_has_every_kind():
     kinds = {case.kind for case in CASES.values()}
     assert kinds == {"feedforward", "convolution", "recurrent", "transformer", "generative", "hybrid", "dynamic"}
-    assert case_ids == list(CASES) == [case.name for case in CASES.values()]
+    assert len(case_names) == len(CASES) and list(CASES) == [case.name for case in CASES.values()]
+    quick = {case.kind for case in CASES.values() if not case.slow}
+    assert quick == kinds
 
 
 def test_a_case_builds_twice_the_same_and_leaves_the_generator(case):

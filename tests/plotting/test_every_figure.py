@@ -218,7 +218,7 @@ def test_text_lies_inside_and_is_no_smaller_than_6_points(name, kind):
 
 
 @EACH
-def test_a_pdf_has_truetype_fonts_alone_and_files_have_the_same_bytes_each_time(name, kind, tmp_path):
+def test_a_pdf_has_truetype_fonts_alone_and_drawing_leaves_the_result_alone(name, kind, tmp_path):
     result = EXAMPLES.get((name, kind), lambda: None)()
     before = [] if result is None else tensors(result)
     plot = DRAW[name, kind]() if result is None else result.plot(kind)
@@ -226,19 +226,18 @@ def test_a_pdf_has_truetype_fonts_alone_and_files_have_the_same_bytes_each_time(
     content = plot.save(tmp_path / "a.pdf", dpi=60).read_bytes()
     assert b"/FontFile2" in content and b"/CIDFontType2" in content and b"/Type3" not in content
     assert b"CreationDate" not in content and b"Producer" not in content
-    assert drawn(name, kind).save(tmp_path / "b.pdf", dpi=60).read_bytes() == content
     if (name, kind) in QUICK:
-        assert_same_pictures(plot, drawn(name, kind), tmp_path)
+        assert_same_files(plot, drawn(name, kind), tmp_path)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name, kind", [pair for pair in DRAW if pair not in QUICK], ids=lambda part: part)
-def test_a_picture_has_the_same_bytes_each_time(name, kind, tmp_path):
-    assert_same_pictures(DRAW[name, kind](), drawn(name, kind), tmp_path)
+def test_a_file_has_the_same_bytes_each_time(name, kind, tmp_path):
+    assert_same_files(DRAW[name, kind](), drawn(name, kind), tmp_path)
 
 
-def assert_same_pictures(one, other, folder):
-    for suffix in ("png", "svg"):
+def assert_same_files(one, other, folder):
+    for suffix in ("pdf", "png", "svg"):
         first = one.save(folder / f"a.{suffix}", dpi=60).read_bytes()
         assert other.save(folder / f"b.{suffix}", dpi=60).read_bytes() == first, suffix
 

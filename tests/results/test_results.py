@@ -139,7 +139,7 @@ def test_a_damaged_file_says_so(how, tmp_path):
     damage(path, how)
     with pytest.raises(ResultFileError, match=r"r\.npz is not a result of layerlens, or is damaged \("):
         load(path)
-    gc.collect()  # a file that numpy left open would warn here
+    gc.collect(1)  # a file that numpy left open would warn here
 
 
 def test_another_format_and_another_class(tmp_path):

@@ -25,7 +25,7 @@ from layerlens.scale.data.background import read_ahead
 from layerlens.scale.store.plan import Plan
 from layerlens.targets.target import as_target
 
-from ..cases import CASES
+from ..cases import CASES, case_names
 from ..several_tensors import pair
 from .helpers import Broken, net, pictures
 
@@ -56,7 +56,7 @@ def test_capture_is_what_a_plain_capture_gives(store):
     assert found["3"][5:5].shape == (0, 4)
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if not case.slow])
+@pytest.mark.parametrize("name", case_names)
 def test_every_case_is_captured_as_it_is_by_itself(name):
     """Both samples in a batch of one each: what a plain capture of one sample gives, samples first."""
     case = CASES[name]

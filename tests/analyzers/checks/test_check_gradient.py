@@ -9,7 +9,7 @@ from torch import nn
 
 from layerlens import Lens, check_gradient, errors
 from tests.analyzers.relevance.test_cuts import CUTS, Equilibrium, PartlyCut
-from tests.cases import CASES, normal
+from tests.cases import CASES, case_names, normal
 
 
 class Wrong(torch.autograd.Function):
@@ -57,7 +57,7 @@ def test_a_layer_with_a_wrong_backward_pass_is_named(dtype):
     assert verdicts["1"] is verdicts["4"] is verdicts["2.out"] is True
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", case_names)
 def test_the_gradients_of_the_zoo_are_right_layer_by_layer(name):
     case = CASES[name]
     found = check_gradient(case.build(), case.example(), target=case.target, layers=None)

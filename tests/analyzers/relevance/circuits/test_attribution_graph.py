@@ -8,12 +8,10 @@ from torch import nn
 
 from layerlens import attribution_graph, contributions, errors
 from tests.analyzers.sensitivity.interventions.oracles import as_double
-from tests.cases import CASES, normal
-
-QUICK = [name for name, case in CASES.items() if not case.slow]
+from tests.cases import CASES, case_names, normal
 
 
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", case_names)
 def test_the_ledger_of_every_node_closes_in_any_model(name):
     case = CASES[name]
     model, x = case.build().double(), as_double(case.example())

@@ -8,9 +8,7 @@ from torch import nn
 
 from layerlens import contributions, errors, relevance
 from tests.analyzers.sensitivity.interventions.oracles import as_double
-from tests.cases import CASES, normal
-
-QUICK = [name for name, case in CASES.items() if not case.slow]
+from tests.cases import CASES, case_names, normal
 
 
 @pytest.fixture
@@ -73,7 +71,7 @@ def test_heads_are_what_their_columns_of_the_projection_write(gpt2):
 
 
 @pytest.mark.parametrize("parts", ["layer", "channel"])
-@pytest.mark.parametrize("name", QUICK)
+@pytest.mark.parametrize("name", case_names)
 def test_the_parts_add_up_to_the_score_in_any_model(name, parts):
     case = CASES[name]
     model, x = case.build().double(), as_double(case.example())
