@@ -82,11 +82,10 @@ def find_leaves(
     """Find the leaves of a run of `model` on `inputs`, by input name.
 
     Floating-point inputs are leaves, except single numbers `()`, and those whose name ends in `mask` when there are
-    others. Token ids cannot
-    carry a gradient: their leaf is what the embedding layers make of them, in every call that reads them, for which
-    the model is run once. See `token_uses` for which integer inputs count. Other inputs of whole numbers or booleans
-    with a number for each sample are leaves as `whole` says, but for masks, and for what comes with token ids.
-    Inputs that are held fixed are none.
+    others. Token ids cannot carry a gradient: their leaf is what the embedding layers make of them, in every call that
+    reads them, for which the model is run once. See `token_uses` for which integer inputs count. Other inputs of whole
+    numbers or booleans with a number for each sample are leaves as `whole` says, but for masks, and for what comes with
+    token ids. Inputs that are held fixed are none.
 
     Raises:
         InputError: when there is none.
