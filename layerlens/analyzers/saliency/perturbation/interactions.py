@@ -83,7 +83,7 @@ def interactions(
     Returns:
         A symmetric `Matrix` (features, features), with what each feature gives alone on the diagonal. Its check
         `"efficiency gap"` is the difference of all parts and S(x) - S(baseline), relative to that. Values from a sample
-        have no standard error: SVARM-IQ gives none. Its `explain()` says so; other `seed`s show how they scatter.
+        have no standard error: SVARM-IQ gives none. Its `explain()` says so; another `seed` shows how they scatter.
 
     Raises:
         InputError: if x holds more than one sample.
