@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any, Final
 
 import numpy as np
@@ -18,7 +18,7 @@ from layerlens.analyzers.structure.routes import route
 from layerlens.errors import LayerLensError, OptionError, TargetError, check_count, choose
 from layerlens.inputs.inputs import Input
 from layerlens.model.hashing import weights_digest
-from layerlens.model.layers import Layers, Selection
+from layerlens.model.layers import LayerPath, Layers, Selection
 from layerlens.plotting.style import Array
 from layerlens.plotting.words import words
 from layerlens.progress import track
@@ -124,7 +124,7 @@ def explore(
         heads = heads_of(lens, samples[0].inputs)
         plan = make_plan(lens, samples[0].inputs, layers, len(samples), len(specs), units, size, bool(heads))
         left_out |= plan.left_out
-        notes += _of_other_routes(lens, samples, layers)
+        notes += _of_other_routes(lens, samples[1:], {row.path for row in table.rows if row.calls}, layers)
     numbers = Numbers()
     pictures = max(PICTURE, INPUTS * size / len(samples))
     rows: list[dict[str, Any]] = []
@@ -255,14 +255,14 @@ def _ledger_rows(
     return [{"kind": kind, "layer": layer, "source": source} for kind, layer, source in keys], amounts
 
 
-def _of_other_routes(lens: WrappedModel, samples: Sequence[Sample], layers: Selection) -> list[str]:
-    """Notes of layers that run for a sample and not for the first one, whose layers are shown."""
-    first, *others = [
-        set(route(lens.model, one.inputs, layers, forward=lens.forward, progress=False).layers(0)) for one in samples
-    ]
+def _of_other_routes(
+    lens: WrappedModel, samples: Sequence[Sample], first: Set[LayerPath], layers: Selection
+) -> list[str]:
+    """Notes of layers that run for a sample and not for the first one, which ran `first`: its layers are shown."""
     notes = []
-    for sample, own in zip(samples[1:], others, strict=True):
-        new = sorted(own - first)
+    for sample in samples:
+        own = route(lens.model, sample.inputs, layers, forward=lens.forward, progress=False).layers(0)
+        new = sorted(own.keys() - first)
         outer = [path for path in new if not any(path.startswith(f"{other}.") for other in new)]
         if outer:
             shown = ", ".join(outer[:3]) + (f" and {len(outer) - 3} more" if len(outer) > 3 else "")
