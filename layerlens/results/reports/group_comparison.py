@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,9 @@ from ..values.layer_profile import LayerProfile
 
 LEVEL = 0.05
 """Chance of one false finding anywhere in a family of tests."""
+
+SAME = 1e-4
+"""Relative difference below which two effects differ by the rounding of float32 alone."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False, repr=False)
@@ -113,23 +117,23 @@ class GroupComparison(Result):
         return next(iter(self.activations.values())).contrasts
 
     def strongest(self, count: int = 5, contrast: int = 0) -> list[tuple[str, int, float, float]]:
-        """The units with the largest |effect|: (layer, unit, effect, p). Layers with the same units appear once.
+        """The units with the largest |effect|: (layer, unit, effect, p).
+
+        A unit whose |effect| is that of the same unit of an earlier layer appears once, under the earlier name: a norm
+        behind a convolution, dropout and blocks hand on what is already listed.
 
         Args:
             count: how many.
             contrast: which one.
         """
-        rows: list[tuple[str, int, float, float]] = []
+        kept: list[tuple[str, int, float, float]] = []
         for layer, effects in self.activations.items():
             sizes = effects.effect[contrast]
             for unit in sizes.abs().topk(min(count, len(sizes))).indices.tolist():
-                rows.append((layer, unit, float(sizes[unit]), float(effects.p[contrast, unit])))
-        rows.sort(key=lambda row: -abs(row[2]))
-        kept: list[tuple[str, int, float, float]] = []
-        for row in rows:  # Dropout, Identity and blocks hand on what is already listed
-            if not any(abs(row[2] - known[2]) < 1e-9 and row[1] == known[1] for known in kept):
-                kept.append(row)
-        return kept[:count]
+                known = [abs(effect) for _, other, effect, _ in kept if other == unit]
+                if not any(math.isclose(abs(float(sizes[unit])), size, rel_tol=SAME) for size in known):
+                    kept.append((layer, unit, float(sizes[unit]), float(effects.p[contrast, unit])))
+        return sorted(kept, key=lambda row: -abs(row[2]))[:count]
 
     def profile(self, contrast: int = 0) -> LayerProfile:
         """The largest |effect| in each layer, with what chance makes of it as the null.

@@ -39,6 +39,30 @@ def test_a_planted_shortcut_is_found_between_groups(planted):
     assert layer in found.activations and abs(effect) > 3 and p < 0.01
 
 
+@pytest.mark.parametrize("rounding", [1 - 1e-6, 1, 1 + 1e-6])
+def test_units_that_a_layer_hands_on_are_listed_under_the_first_name(planted, rounding):
+    """Whatever the rounding: a norm behind a convolution, or a factor of -1, has the effects of what it is given."""
+    x, _, cross = planted
+
+    class Handed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.norm = nn.Conv2d(x.shape[1], 4, 5), nn.BatchNorm2d(4).eval()
+            with torch.no_grad():
+                self.norm.weight.copy_(torch.tensor([1.0, -2.0, 3.0, -0.5]) * rounding)
+                self.norm.bias.fill_(0.3)
+
+        def forward(self, x):
+            return self.norm(self.conv(x)).relu().mean(dim=(2, 3))
+
+    strongest = compare_groups(Handed().eval(), x, words(cross), method=None).strongest(4)
+    assert len({unit for _, unit, _, _ in strongest}) == 4
+    assert {layer for layer, *_ in strongest} <= {"conv", "relu", "mean"} and strongest[0][0] == "conv"
+    sizes = [abs(effect) for *_, effect, _ in strongest]
+    assert sizes == sorted(sizes, reverse=True)
+
+
 def test_the_shortcut_is_found_in_the_errors(planted):
     x, labels, cross = planted
     found = explain_errors(shortcut(), x, labels)
