@@ -191,6 +191,14 @@ def convolutional(channels: int, classes: int, kernel: int, stride: int, hidden:
     )  # fmt: skip
 
 
+def averaged(channels: int, classes: int) -> nn.Module:
+    """A network of two convolutions over time and the mean of what they find."""
+    return nn.Sequential(
+        nn.Conv1d(channels, 16, 9, padding=4), nn.ReLU(), nn.Conv1d(16, 32, 7, padding=3), nn.ReLU(),
+        nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(32, classes),
+    )  # fmt: skip
+
+
 def flattened(channels: int, classes: int, length: int) -> nn.Module:
     """A network of strided convolutions whose head sees all places."""
     return nn.Sequential(

@@ -16,6 +16,7 @@ from .kinds_models import (
     Hybrid,
     Placed,
     Residual,
+    averaged,
     convolutional,
     events,
     fit,
@@ -170,6 +171,13 @@ def series() -> Iterator[Task]:
         task("planted pair, 128 x 6, convolutions", FEEDFORWARD, made(planted_pairs, 128, 6),
              lambda: convolutional(6, 2, 13, 2, 16), 300, 1e-2),
     )  # fmt: skip
+    recorded_series = (
+        ("ItalyPowerDemand", 24, 1, 2, 0.5), ("GunPoint", 150, 1, 2, 0.1), ("BasicMotions", 100, 6, 4, 0.1),
+        ("JapaneseVowels_eq", 25, 12, 9, 0.2),
+    )  # fmt: skip
+    for name, length, channels, classes, noise in recorded_series:
+        yield task(f"{name.removesuffix('_eq')}, {length} x {channels}, convolutions", FEEDFORWARD, real(name),
+                   functools.partial(averaged, channels, classes), 200, 1e-2, noise, alike=classes > 4)  # fmt: skip
     yield from (
         task("planted order, 96 x 3, convolutions and a transformer", FEEDFORWARD, event, lambda: Placed(3, 2, 96, 4),
              200),

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import dataclasses
+import warnings
 from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -18,13 +20,14 @@ from layerlens.analyzers.common.registry import METHODS, method
 from layerlens.analyzers.common.scorer import scoring
 from layerlens.analyzers.relevance.centered_relevance import centered_relevance
 from layerlens.analyzers.relevance.relevance import relevance
-from layerlens.errors import OptionError, RelevanceError, check_count, warn
+from layerlens.errors import LayerLensError, OptionError, RelevanceError, check_count, warn
 from layerlens.inputs.inputs import Forward, Input, Inputs, as_inputs
 from layerlens.model.layers import Selection
 from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .choice import LEAST, MASKS, Choice, Kind, fitting_choice, kind_of, steps_of
+from .deeplift.deep_lift import lifted
 from .mean_rank import mean_rank
 from .path.gradient_shap import gradient_shap
 from .path.integrated_gradients import integrated_gradients
@@ -36,11 +39,13 @@ from .saliency import with_cost
 FEWEST_ROWS, APART, FAR = 10, 3, 10
 """A column is far from zero if its mean is three deviations away; of fewer than ten rows, if all are beyond ten."""
 
-FROM_ZERO = ("integrated_gradients", "kernel_shap", "shapley_sampling")
+FROM_ZERO = ("deep_lift", "integrated_gradients", "kernel_shap", "shapley_sampling")
 """Methods whose values are differences from zeros where no baseline is given."""
 
 MEASURED = {"epsilon_plus": ["convolutions"], "cp": ["attention"]}
 """The rulebooks of relevance that were measured, and what the networks have for which it is the best method."""
+
+Found = TypeVar("Found")
 
 _ROWS: contextvars.ContextVar[Mapping[str, torch.Tensor] | None] = contextvars.ContextVar("rows", default=None)
 
@@ -84,8 +89,9 @@ def auto(
 
     - Token ids: `leave_one_out` with 4 draws up to 50 tokens, fewer up to 200; `centered_relevance` beyond.
     - Tables, of up to 250 columns: Shapley values, exact up to 9 columns (`kernel_shap`), else `shapley_sampling`.
-    - Pictures, series, waveforms: `relevance` for networks with convolutions or attention and no recurrent layers,
-      else `integrated_gradients`.
+    - Pictures: `relevance` for networks with convolutions or attention and no recurrent layers, else
+      `integrated_gradients`.
+    - Series, waveforms: `deep_lift` for such networks, if its values add up; else `integrated_gradients`.
     - Inputs of several kinds, such as an image and a text: `shapley_sampling` over cells, columns and tokens; beyond
       200 of them as for pictures.
     - A layer: `integrated_gradients`.
@@ -134,6 +140,8 @@ def auto(
         model, inputs, target=target, where=where, baseline=baseline, baselines=baselines, budget=budget,
         forward=forward,
     )  # fmt: skip
+    for one in choice.said:
+        warn(str(one.message), one.category)
     result = choice.result
     if result is None:
         result = CHOSEN[choice.name](model, inputs, target=target, forward=forward, **choice.options)
@@ -207,6 +215,8 @@ def choose_method(
         options["baselines"] = baselines
     if name == "relevance":
         choice = _measured(choice, lambda: relevance(model, inputs, target=target, forward=forward))
+        if choice.result is not None and choice.finite and set(kinds.values()) <= {Kind.SERIES, Kind.TABLE}:
+            choice = _adding_up(choice, lambda: lifted(model, inputs, target=target, forward=forward))
         name, options = choice.name, steps_of(budget) if choice.name == "integrated_gradients" else options
         if set(kinds.values()) == {Kind.PICTURE} and choice.convolutions:
             choice = dataclasses.replace(choice, page="faithfulness")
@@ -224,19 +234,42 @@ def _measured(choice: Choice, run: Callable[[], Attribution]) -> Choice:
     tried = (*choice.spent, "about 3 gradients to try relevance")
     other = dataclasses.replace(choice, name="integrated_gradients", spent=tried)
     try:
-        found = run()
+        found, said = _trial(run)
     except RelevanceError:
         without = f"{choice.why}, and without a rule for convolutions or attention in the network"
         return dataclasses.replace(other, why=without)
     book = found.settings["rules"]
     if not choice.finite and all_finite(found.tensor):
-        return dataclasses.replace(choice, why=f"{choice.why}, and a gradient that is not finite", result=found)
+        why = f"{choice.why}, and a gradient that is not finite"
+        return dataclasses.replace(choice, why=why, result=found, said=said)
     if book["name"] not in MEASURED:
         return dataclasses.replace(other, why=f"{choice.why}, and no convolutions or attention in the network")
     why = f"{choice.why}, and a network with {book['chosen'].removeprefix('it has ')}"
     if book["has"] != MEASURED[book["name"]]:
         return dataclasses.replace(other, why=why)
-    return dataclasses.replace(choice, why=why, result=found, convolutions=book["name"] == "epsilon_plus")
+    return dataclasses.replace(choice, why=why, result=found, said=said, convolutions=book["name"] == "epsilon_plus")
+
+
+def _adding_up(choice: Choice, run: Callable[[], tuple[Attribution, str]]) -> Choice:
+    """Choose DeepLIFT if its values add up to the change of the score, else integrated gradients."""
+    why, spent = choice.why, (*choice.spent, "about 3 gradients to try relevance")
+    try:
+        (found, missed), said = _trial(run)
+    except LayerLensError as error:
+        found, missed, said = None, str(error), []
+    name = "deep_lift"
+    if missed:
+        name, found, said = "integrated_gradients", None, []
+        why = f"{why}, in which deep_lift does not add up"
+        spent = (*spent, "1 gradient and 1 forward pass to try deep_lift")
+    return dataclasses.replace(choice, name=name, why=why, spent=spent, result=found, said=said)
+
+
+def _trial(run: Callable[[], Found]) -> tuple[Found, list[warnings.WarningMessage]]:
+    """Run a method that may not be taken; return also the warnings that are to be given if it is."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        return run(), caught
 
 
 CHOSEN: dict[str, Callable[..., Attribution]] = {

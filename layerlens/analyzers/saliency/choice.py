@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -40,6 +41,7 @@ class Choice:
         tables: names of the inputs that are tables.
         spent: what the choice cost, in words.
         result: the result, where the method had to be run to find out.
+        said: the warnings that its run gave.
         finite: whether the gradient is finite.
         convolutions: whether relevance was chosen for a network with convolutions and no attention.
     """
@@ -51,6 +53,7 @@ class Choice:
     tables: tuple[str, ...] = ()
     spent: tuple[str, ...] = ()
     result: Attribution | None = None
+    said: Sequence[warnings.WarningMessage] = ()
     finite: bool = True
     convolutions: bool = False
 

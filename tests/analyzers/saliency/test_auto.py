@@ -3,6 +3,7 @@
 import inspect
 import itertools
 import math
+import warnings
 
 import pandas
 import pytest
@@ -164,9 +165,9 @@ def test_a_wider_table_gets_sampled_shapley_values():
     ("build", "shape", "method", "why"),
     [
         (lambda: Attending(4), (2, 1, 16, 16), "relevance, cp", "a picture, and a network with attention"),
-        (lambda: Attending(3), (2, 9, 3), "relevance, cp", "a series, and a network with attention"),
-        (lambda: wave(2), (2, 1, 800), "relevance, epsilon_plus", "a series, and a network with convolutions"),
-        (Waveform, (2, 800), "relevance, epsilon_plus", "a table, and a network with convolutions and no attention"),
+        (lambda: Attending(3), (2, 9, 3), "deep_lift", "a series, and a network with attention"),
+        (lambda: wave(2), (2, 1, 800), "deep_lift", "a series, and a network with convolutions"),
+        (Waveform, (2, 800), "deep_lift", "a table, and a network with convolutions and no attention"),
         (lambda: Heard("gru"), (2, 3, 9), "integrated_gradients", "a series, and a network with recurrent layers"),
         (lambda: Heard("cell"), (2, 3, 9), "integrated_gradients", "a series, and a network with recurrent layers"),
         (Last, (2, 9, 3), "integrated_gradients", "a series, and no convolutions or attention in the network"),
@@ -180,11 +181,33 @@ def test_pictures_series_and_waveforms(build, shape, method, why):
     assert found.settings["chosen"].endswith(": docs/saliency.md") and found.cost.endswith(
         "1 gradient to choose it" if method.startswith("relevance") else "about 3 gradients to try relevance"
     )
-    if method == "integrated_gradients":
+    if not method.startswith("relevance"):
         change = net(x)[:, 1] - net(torch.zeros_like(x))[:, 1]
         torch.testing.assert_close(found.tensor.flatten(1).sum(dim=1), change, rtol=0.05, atol=1e-3)
     given = layerlens.saliency(net, x, target=1, baseline=0.5)
     assert given.method == "integrated_gradients" and "baseline 0.5" in given.settings["chosen"]
+
+
+def test_a_series_that_deep_lift_does_not_add_up_on_gets_integrated_gradients():
+    """A running product has no rule in DeepLIFT; what is said of that trial is not said of the result."""
+
+    class Running(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = wave(2)
+
+        def forward(self, x):
+            return self.net((1 + x / 10).cumprod(dim=2))
+
+    net, x = made(Running), normal(2, 1, 60).double()
+    with pytest.warns(UserWarning, match="no rule is known for Cumprod"), pytest.warns(UserWarning, match="miss S"):
+        layerlens.saliency(net, x, target=1, method="deep_lift")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        found = layerlens.saliency(net, x, target=1)
+    assert found.method == "integrated_gradients" and "deep_lift does not add up" in found.settings["chosen"]
+    assert found.cost.endswith("to try relevance, 1 gradient and 1 forward pass to try deep_lift")
+    assert torch.equal(found.tensor, layerlens.saliency(net, x, target=1, method="integrated_gradients").tensor)
 
 
 def test_pictures_of_a_convolutional_network():

@@ -79,6 +79,28 @@ def deep_lift(
         >>> bool(result.checks["completeness gap"] < 1e-3)
         True
     """
+    found, said = lifted(
+        model, x, target=target, where=where, baseline=baseline, rule=rule, multiply_by_inputs=multiply_by_inputs,
+        custom_attribution_func=custom_attribution_func, forward=forward,
+    )  # fmt: skip
+    if said:
+        warn(said)
+    return found
+
+
+def lifted(
+    model: nn.Module,
+    x: Input,
+    *,
+    target: Spec = None,
+    where: Selection = None,
+    baseline: Baseline = "zero",
+    rule: str = "rescale",
+    multiply_by_inputs: bool = True,
+    custom_attribution_func: Combine | None = None,
+    forward: Forward | None = None,
+) -> tuple[Attribution, str]:
+    """What `deep_lift` returns, and which samples miss the difference of the scores, in words; empty where none do."""
     choose("rule", rule, RULES)
     check_combine(custom_attribution_func, multiply_by_inputs)
     with scoring(model, x, target, where=where, forward=forward) as scorer:
@@ -87,13 +109,12 @@ def deep_lift(
         starts, label = baselines(scorer, baseline)
         comparison = compare(scorer, starts, rule)
         gap = completeness_gap(comparison.values, comparison.score, comparison.baseline_score)
-        warn_of_gap("deep_lift", gap, comparison)
         values = attributed(
             comparison.multipliers, scorer.values(), starts, comparison.values, multiply_by_inputs,
             custom_attribution_func,
         )  # fmt: skip
         warn_of_zeros(values, "deep_lift")
-        return scorer.attribution(
+        found = scorer.attribution(
             values,
             method="deep_lift",
             settings={
@@ -106,6 +127,7 @@ def deep_lift(
             units=units_of(multiply_by_inputs, custom_attribution_func),
             checks={"completeness gap": gap},
         )
+        return found, missed("deep_lift", gap, comparison)
 
 
 def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
@@ -120,19 +142,20 @@ def compare(scorer: Scorer, starts: Leaves, rule: str) -> Comparison:
     return found
 
 
-def warn_of_gap(method: str, gap: torch.Tensor, comparison: Comparison) -> None:
-    """Warn of samples whose values do not sum to the difference of the scores."""
+def missed(method: str, gap: torch.Tensor, comparison: Comparison) -> str:
+    """Name the samples whose values do not sum to the difference of the scores; empty where all do."""
     score, baseline_score = comparison.score.double(), comparison.baseline_score.double()
     rounding = ROUNDING * torch.finfo(comparison.score.dtype).eps * torch.maximum(score.abs(), baseline_score.abs())
     allowed = LOST + rounding / (score - baseline_score).abs().clamp_min(torch.finfo(torch.float64).tiny)
-    missed = (~(gap <= allowed)).nonzero().flatten().tolist()
-    if missed and comparison.score.dtype in (torch.float32, torch.float64):
-        of = (
-            of_samples([f"{sample_numbers([row])[0]} ({float(gap[row]):.3g})" for row in missed], len(gap))
-            or f" (gap {float(gap[0]):.3g})"
-        )
-        why = f"{', '.join(comparison.moved)} chose otherwise for the baseline, or an" if comparison.moved else "an"
-        warn(
-            f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
-            "operation has no rule, the model detaches a signal, or samples depend on each other.",
-        )
+    rows = (~(gap <= allowed)).nonzero().flatten().tolist()
+    if not rows or comparison.score.dtype not in (torch.float32, torch.float64):
+        return ""
+    of = (
+        of_samples([f"{sample_numbers([row])[0]} ({float(gap[row]):.3g})" for row in rows], len(gap))
+        or f" (gap {float(gap[0]):.3g})"
+    )
+    why = f"{', '.join(comparison.moved)} chose otherwise for the baseline, or an" if comparison.moved else "an"
+    return (
+        f"{method}: the values{of} miss S(x) - S(baseline) by more than {LOST:g} of it: {why} "
+        "operation has no rule, the model detaches a signal, or samples depend on each other."
+    )

@@ -12,7 +12,7 @@ from layerlens.analyzers.common.features.references import Baselines, references
 from layerlens.analyzers.common.registry import method
 from layerlens.analyzers.common.samples import warn_of_joint_scores
 from layerlens.analyzers.common.scorer import scoring, warn_of_zeros
-from layerlens.errors import check_seed, choose
+from layerlens.errors import check_seed, choose, warn
 from layerlens.inputs.inputs import Forward, Input
 from layerlens.model.layers import Selection
 from layerlens.progress import track
@@ -21,7 +21,7 @@ from layerlens.targets.target import Spec
 
 from ..path.completeness import completeness_gap
 from .combine import Combine, attributed, check_combine, combine_setting, units_of
-from .deep_lift import RULES, compare, warn_of_gap
+from .deep_lift import RULES, compare, missed
 
 
 @method(
@@ -82,7 +82,8 @@ def deep_shap(
         baseline_score = torch.stack([one.baseline_score for one in comparisons]).mean(dim=0)
         gap = completeness_gap(products, comparisons[0].score, baseline_score)
         moved = list(dict.fromkeys(name for one in comparisons for name in one.moved))
-        warn_of_gap("deep_shap", gap, dataclasses.replace(comparisons[0], moved=moved))
+        if said := missed("deep_shap", gap, dataclasses.replace(comparisons[0], moved=moved)):
+            warn(said)
         warn_of_zeros(means, "deep_shap")
         tokens = [name for name, leaf in scorer.leaves.items() if leaf.layer is not None]
         numbers = {name: part.sum(dim=-1) if name in tokens else part for name, part in parts.items()}
