@@ -189,8 +189,26 @@ def ranked(measure: Callable[..., Any], *args: Any, **options: Any) -> Runs:
     return run
 
 
+def pairs(task: Task, target: int, **options: Any) -> Runs:
+    """A run of `interactions` by seed: its pairs, and single features."""
+
+    def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        found = layerlens.interactions(*task, target=target, seed=seed, progress=False, **options)
+        assert isinstance(found, layerlens.results.Matrix)
+        return found.values, *found.interval(SHARE), found.settings["coalitions"]
+
+    return run
+
+
+def exact(task: Task, target: int, **options: Any) -> Callable[[], torch.Tensor]:
+    """Its exact values."""
+    return lambda: layerlens.interactions(*task, target=target, budget=2**20, progress=False, **options).values
+
+
 TASK, NET, X = known_shapley(1, 8, 8), Net(10), normal(1, 10)
 PRODUCTS = (TASK.model, TASK.x)
+WIDER = known_shapley(1, 12, 14)
+TWELVE = (WIDER.model, WIDER.x)
 POINT, SPREAD = normal(1, 6), 0.5
 CUBES, NOISE = (Cubic(), POINT), {"stdevs": SPREAD}
 PICTURE = (Net(64), normal(1, 1, 8, 8))
@@ -381,6 +399,15 @@ def rows() -> list[Row]:
         ),
         Row("morris", ten, k, ranked(inputs.morris, *net, **WIDE),
             lambda: inputs.morris(*net, trajectories=20000, **WIDE).values),
+        *(
+            Row("interactions", f"{ten}, {index}, budget={n}", k, pairs(net, 1, index=index, budget=n),
+                exact(net, 1, index=index))
+            for index in ("k-SII", "STII", "FSII")
+            for n in (232, 512)
+        ),
+        Row("interactions", "12 columns, products, k-SII, budget=1000", k,
+            pairs(TWELVE, int(WIDER.target), budget=1000), exact(TWELVE, int(WIDER.target))),
+        Row("interactions", f"{ten}, k-SII, until=0.02", k, pairs(net, 1, budget=1000, until=0.02), exact(net, 1)),
         Row("kernel_shap", f"{ten}, until=0.1", k,
             drawn(net, "kernel_shap", 1, until=0.1, samples=1000), shapley_of_net),
         Row("shapley_sampling", f"{ten}, until=0.07", k,

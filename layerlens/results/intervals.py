@@ -73,6 +73,11 @@ def intervals_of(
     return (low, high) if isinstance(values, dict) else (low[""], high[""])
 
 
+def excludes_zero(low: torch.Tensor, high: torch.Tensor) -> torch.Tensor:
+    """Return whether each interval excludes 0; False where an end is NaN."""
+    return (low > 0) | (high < 0)
+
+
 def joined(function: Callable[..., Any], *values: Any) -> Any:
     """Return what a function makes of tensors, or by name of dicts of tensors with the same names.
 

@@ -7,12 +7,14 @@ from typing import Final, Literal
 
 import numpy as np
 
+from layerlens.results import Matrix
+
 from ..style import Array
 
 FADED: Final = 0.25
 """Opacity of what is not settled, as a share of what it would be."""
 
-Look = Literal["faded", "hatched", "hatched step", "hollow", "band", "lines", "dotted"]
+Look = Literal["faded", "hatched", "hatched step", "hollow", "band", "lines", "dotted", "dotted lines"]
 NOTES: Final[dict[Look, str]] = {
     "faded": "faded: {} interval includes 0",
     "hatched": "lines: {} intervals; hatched: includes 0",
@@ -20,6 +22,7 @@ NOTES: Final[dict[Look, str]] = {
     "hollow": "hollow: {} interval includes 0",
     "band": "band: {} interval",
     "lines": "lines: {} intervals",
+    "dotted lines": "dotted, hollow: {} interval includes 0",
     "dotted": "pale, dotted edge: {} interval includes 0",
 }
 """Look -> what it means, with the share of the intervals."""
@@ -70,3 +73,16 @@ def unsettled(values: Array, widths: Array | None) -> Array | None:
         widths: how far they reach below and above, `(*values.shape, 2)`, NaN where they are unknown.
     """
     return None if widths is None else ~((values > widths[..., 0]) | (values < -widths[..., 1]))
+
+
+def unsettled_of(found: Matrix, share: float | None) -> Array:
+    """Return which values of a matrix are not settled, `(rows, columns)`; none without errors, or for a share of None.
+
+    Args:
+        found: values and their errors.
+        share: share of the intervals.
+    """
+    if share is None or found.error is None:
+        return np.zeros(tuple(found.values.shape), dtype=bool)
+    which: Array = (~found.settled(share)).cpu().numpy()
+    return which

@@ -10,6 +10,7 @@ from layerlens.errors import PlotError, check_count
 from layerlens.results import Matrix
 
 from .. import style
+from ..drawing import intervals
 from ..drawing.canvas import Canvas
 from ..drawing.images import finite_array
 from ..plot import Plot, figure
@@ -24,6 +25,7 @@ def network(
     found: Matrix,
     *,
     count: int = 30,
+    interval: float | None = 0.9,
     width: style.Width = "column",
     title: str | None = None,
     ax: Axes | None = None,
@@ -36,6 +38,8 @@ def network(
     Args:
         found: symmetric values, rows and columns the same.
         count: number of lines, those of the largest size.
+        interval: share of the intervals, where values have an error; pairs whose interval includes 0 are dotted, such
+            features hollow. None looks at none.
         title: None for method and quantity, `""` for none.
 
     Returns:
@@ -61,17 +65,24 @@ def network(
     angle = np.pi / 2 - 2 * np.pi * np.arange(len(values)) / len(values)
     x, y = np.cos(angle), np.sin(angle)
     own = np.diagonal(values)
+    unsettled = intervals.unsettled_of(found, interval)
+    hollow = np.diagonal(unsettled)
     with Canvas(width=width, ax=ax) as canvas:
         note = f"lines: pairs, {len(order)} of {len(first)}; circles: one alone; red is positive"
-        canvas.title(title, f"{words(found.method)}, {found.quantity}", note)
+        marks = intervals.note("dotted lines", [unsettled[first, second][order], hollow], interval)
+        canvas.title(title, f"{words(found.method)}, {found.quantity}", "; ".join([note, *marks]))
         axes = canvas.panel(aspect=0.81)
         most = max(float(sizes.max()), 1e-300)
         for one in order[::-1]:
             a, b = first[one], second[one]
             (color,) = style.signed_colors(values[a, b][None])
-            axes.plot(x[[a, b]], y[[a, b]], color=color, linewidth=0.3 + 3.2 * sizes[one] / most, zorder=1)
+            look = ":" if unsettled[a, b] else "-"
+            axes.plot(x[[a, b]], y[[a, b]], look, color=color, linewidth=0.3 + 3.2 * sizes[one] / most, zorder=1)
         area = 8 + 130 * np.abs(own) / max(float(np.abs(own).max()), 1e-300)
-        axes.scatter(x, y, s=area, c=style.signed_colors(own), edgecolors="white", linewidths=0.6, zorder=2)
+        colors = style.signed_colors(own)
+        fills = ["white" if empty else color for color, empty in zip(colors, hollow, strict=True)]
+        edges = [color if empty else "white" for color, empty in zip(colors, hollow, strict=True)]
+        axes.scatter(x, y, s=area, c=fills, edgecolors=edges, linewidths=0.6, zorder=2)
         for name, across, up in zip(found.rows, x, y, strict=True):
             side = "center" if abs(across) < 0.2 else "left" if across > 0 else "right"
             level = "center" if abs(up) < 0.2 else "bottom" if up > 0 else "top"

@@ -10,7 +10,6 @@ import numpy as np
 
 from layerlens.errors import PlotError, check_count
 from layerlens.results import AnswerAttribution
-from layerlens.results.intervals import interval_of
 from layerlens.signatures import public
 
 from .. import style
@@ -73,7 +72,7 @@ def sources_html(
     high = float(np.abs(values).max()) if vmax is None else vmax
     if not high > 0:
         raise PlotError("the attribution of an answer is zero everywhere: no color follows from it. Give vmax=.")
-    unsettled = _unsettled(found, values, interval)
+    unsettled = intervals.unsettled_of(found, interval)
     name = hashlib.sha256(f"{found.prompt}\0{found.answer}\0{values.tolist()}".encode()).hexdigest()[:10]
     number = len(values) if count is None else min(count, len(values))
     cost = f"{words(found.method)}; {found.passes} passes, {found.seconds:.1f} s"
@@ -97,14 +96,6 @@ def sources_html(
     parts.append(f"<div><small>{html.escape('; '.join(notes))}</small></div>")
     parts += [_table(found, values)] * table
     return f'<div style="font:14px/1.7 sans-serif;max-width:60em">{"".join(parts)}</div>'
-
-
-def _unsettled(found: AnswerAttribution, values: Array, interval: float | None) -> Array:
-    """Which values have an interval that includes 0, `(parts, sources)`; none where there is no error."""
-    if interval is None or found.error is None:
-        return np.zeros(values.shape, dtype=bool)
-    low, high = interval_of(found.values.double(), found.error.double(), None, share=interval)
-    return (~((low > 0) | (high < 0))).cpu().numpy()
 
 
 def _prompt(found: AnswerAttribution, part: int, values: Array, high: float, unsettled: Array) -> str:

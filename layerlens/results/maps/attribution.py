@@ -15,7 +15,7 @@ from layerlens.model.trees import as_array, describe
 
 from ..arithmetic import combined
 from ..base import Result, numbers
-from ..intervals import intervals_of, joined
+from ..intervals import excludes_zero, intervals_of, joined
 from ..tables import rows
 from .token_spans import Span, marked_texts, span_groups, sums, word_groups
 
@@ -145,7 +145,7 @@ class Attribution(Result):
             >>> a.settled()
             tensor([[ True, False]])
         """
-        found: Values = joined(lambda low, high: (low > 0) | (high < 0), *self.interval(share))
+        found: Values = joined(excludes_zero, *self.interval(share))
         return found
 
     def numpy(self) -> Any:

@@ -9,6 +9,7 @@ import torch
 
 from layerlens.errors import OptionError, need, suggestion
 
+from ..intervals import excludes_zero, intervals_of
 from .explained import Explained
 
 
@@ -30,6 +31,7 @@ class Matrix(Explained):
         null: what chance gives, shaped like `values`; None when not asked for.
         checks: what the method can prove about itself.
         explanation: what the numbers mean and what they do not, a sentence each.
+        degrees: degrees of freedom of the errors, for `interval`; None where they are not known.
     """
 
     quantity: str
@@ -45,6 +47,7 @@ class Matrix(Explained):
     null: torch.Tensor | None = None
     checks: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
     explanation: tuple[str, str] = ("", "")
+    degrees: float | None = None
 
     def at(self, row: str, column: str) -> float:
         """The value of one pair.
@@ -56,6 +59,46 @@ class Matrix(Explained):
             if name not in known:
                 raise OptionError(f"there is no {axis} {name!r}.{suggestion(name, known)}")
         return float(self.values[self.rows.index(row), self.columns.index(column)])
+
+    def interval(self, share: float = 0.9) -> tuple[torch.Tensor, torch.Tensor]:
+        """The interval of each value: low and high ends, `(rows, columns)`.
+
+        Values less and plus the standard error times a quantile of Student's t (normal where `degrees` is None).
+
+        Args:
+            share: share of such intervals that should hold the value, between 0 and 1.
+
+        Raises:
+            InputError: when the values have no standard error.
+            OptionError: when the share is not between 0 and 1.
+
+        Example:
+            >>> m = Matrix("interaction", ("a", "b"), ("a", "b"), torch.eye(2), ("feature",) * 2, "score", True, "SII",
+            ...            {}, error=torch.full((2, 2), 0.1), degrees=29)
+            >>> [end[0, 0].item() for end in m.interval(0.9)]
+            [0.830087423324585, 1.1699125766754150]
+        """
+        low, high = intervals_of(self.method, self.values, self.error, self.degrees, None, share)
+        assert isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor)
+        return low, high
+
+    def settled(self, share: float = 0.9) -> torch.Tensor:
+        """Whether the sign of each value is settled: True where its `interval` excludes 0, `(rows, columns)`.
+
+        Args:
+            share: share of the interval.
+
+        Raises:
+            InputError: when the values have no standard error.
+            OptionError: when the share is not between 0 and 1.
+
+        Example:
+            >>> m = Matrix("interaction", ("a", "b"), ("a", "b"), torch.eye(2), ("feature",) * 2, "score", True, "SII",
+            ...            {}, error=torch.full((2, 2), 0.1), degrees=29)
+            >>> m.settled().tolist()
+            [[True, False], [False, True]]
+        """
+        return excludes_zero(*self.interval(share))
 
     def ranked(self) -> list[tuple[str, str, float]]:
         """(row, column, value), largest first; by size where values are signed."""

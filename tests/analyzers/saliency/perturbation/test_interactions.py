@@ -58,8 +58,46 @@ def test_estimates_are_near_and_repeatable():
         near = interactions(task.model, task.x, target=0, index=index, budget=300)
         again = interactions(task.model, task.x, target=0, index=index, budget=300)
         assert torch.equal(near.values, again.values) and "exact" not in near.method
-        assert "with an unknown error" in near.explain() and "error" not in exact.explain()
+        assert ".error is their standard error" in near.explain() and "error" not in exact.explain()
+        assert exact.error is None and near.error.shape == near.values.shape
         assert torch.corrcoef(torch.stack([exact.values[off], near.values[off]]))[0, 1] > 0.9, index
+
+
+def test_intervals_of_estimates_hold_the_exact_values():
+    generator = torch.Generator().manual_seed(0)
+    one, two = (torch.randn(*shape, generator=generator, dtype=torch.float64) for shape in ((8, 16), (16, 1)))
+    net = nn.Sequential(nn.Linear(8, 16, bias=False), nn.Tanh(), nn.Linear(16, 1, bias=False)).double()
+    net[0].weight.data, net[2].weight.data = one.T.clone(), two.T.clone()
+    x = torch.randn(1, 8, generator=generator, dtype=torch.float64)
+    for index in ("k-SII", "SII", "FSII"):
+        truth = interactions(net, x, target=0, index=index).values
+        runs = [interactions(net, x, target=0, index=index, budget=210, seed=seed) for seed in range(25)]
+        held = [(low <= truth) & (truth <= high) for low, high in (one.interval(0.9) for one in runs)]
+        assert 0.85 < float(torch.stack(held).double().mean()) < 0.95, index
+        spread = torch.stack([one.values for one in runs]).std(dim=0).square().mean().sqrt()
+        assert spread < 0.05 * truth.abs().max() and runs[0].settled().float().mean() > 0.5
+    stii = interactions(net, x, target=0, index="STII", budget=210)  # single features are exact: S(i) - S()
+    alone = (net(torch.diag(x[0])) - net(torch.zeros(1, 8).double()))[:, 0]
+    torch.testing.assert_close(stii.values.diagonal(), alone.detach())
+    assert float(stii.error.diagonal().max()) < 1e-9 < float(stii.error.max())
+
+
+def test_until_stops_early_and_equals_one_run():
+    task = known_shapley(batch=1, columns=10, products=12)
+    found = interactions(task.model, task.x, target=0, budget=1000, until=0.15)
+    used = found.settings["coalitions"]
+    assert used < 900 and found.settings["until"] == 0.15
+    low, high = found.interval(0.9)
+    assert float((high - low).max()) / 2 / float(found.values.abs().max()) <= 0.15
+    once = interactions(task.model, task.x, target=0, budget=used)
+    torch.testing.assert_close(found.values, once.values)
+    torch.testing.assert_close(found.error, once.error)
+    three = interactions(task.model, task.x, target=0, order=3, index="SII", budget=800)
+    assert three.error.shape == three.values.shape and three.degrees == found.degrees == 29
+    rough = interactions(task.model, task.x, target=0, budget=240)
+    assert not rough.settled().all()
+    picture = rough.plot("network", count=45)
+    assert "dotted" in "".join(text.get_text() for text in picture.fig.texts)
 
 
 def test_names_groups_and_larger_groups():
