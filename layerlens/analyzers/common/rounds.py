@@ -29,7 +29,7 @@ class Rounds:
         until: half width of 90 % intervals that ends drawing, as a share of the largest absolute value of the sample;
             None for never.
         first: draws of the first round, at least as many as a trustworthy error takes.
-        step: numbers of draws are multiples of it, but for `most`.
+        step: numbers of draws are multiples of it, but for `most`; None to double the number from round to round.
 
     Attributes:
         count: draws so far.
@@ -46,7 +46,9 @@ class Rounds:
         (274, tensor([0.0997], dtype=torch.float64))
     """
 
-    def __init__(self, method: str, option: str, most: int, until: float | None, *, first: int, step: int = 1) -> None:
+    def __init__(
+        self, method: str, option: str, most: int, until: float | None, *, first: int, step: int | None = 1
+    ) -> None:
         if until is not None and (isinstance(until, bool) or not isinstance(until, (int, float)) or not until > 0):
             raise OptionError(
                 f"until must be a share of the largest value, above 0, such as 0.1, or None; got {until!r}."
@@ -64,7 +66,8 @@ class Rounds:
         """
         wanted: float = self.most if self.until is None else self._first
         while True:
-            self.count = min(self.most, math.ceil(wanted / self._step) * self._step)
+            step = self._step or self.count or 1
+            self.count = min(self.most, math.ceil(wanted / step) * step)
             yield self.count
             if self.until is None or (self.widest is not None and self._ratio() <= 1):
                 return

@@ -77,6 +77,24 @@ def test_maps_of_a_method_are_averaged_until_they_are_narrow():
     assert found.cost == once.cost
 
 
+@pytest.mark.parametrize("stdevs", [0.0, 0.1])
+def test_points_of_paths_are_kept_and_each_is_run_once(stdevs):
+    model, x = TABLE
+    rows: list[int] = []
+    handle = model.register_forward_hook(lambda *_: rows.append(torch.is_grad_enabled()))
+    options = {"target": 0, "method": "gradient_shap", "baselines": normal(3, 10, seed=5).double(), "stdevs": stdevs}
+    options |= {"batch_size": 2, "samples": 999, "seed": 3}  # a point of both samples in a pass
+    found = layerlens.saliency(model, x, until=0.02, **options)
+    taken = sum(rows)
+    handle.remove()
+    count = found.settings["samples"]
+    assert 60 <= count < 999 and taken == count  # several rounds, and no point twice
+    once = layerlens.saliency(model, x, **{**options, "samples": count})
+    torch.testing.assert_close(found.tensor, once.tensor)
+    torch.testing.assert_close(found.standard_error, once.standard_error)
+    torch.testing.assert_close(found.checks["completeness gap"], once.checks["completeness gap"])
+
+
 def test_a_number_that_does_not_reach_is_named():
     model, x = TABLE
     with pytest.warns(

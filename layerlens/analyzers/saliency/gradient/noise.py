@@ -85,7 +85,11 @@ def _is_size(number: object) -> bool:
 
 
 def noisy_copies(
-    values: Leaves, scales: Leaves, rows: torch.Tensor, copies: int, generator: torch.Generator
+    values: Leaves,
+    scales: Leaves,
+    rows: torch.Tensor,
+    copies: int,
+    generator: torch.Generator | Sequence[torch.Generator],
 ) -> dict[str, torch.Tensor]:
     """Return copies of some samples with normal noise, `(copies * rows, ...)` by leaf, copy by copy.
 
@@ -96,11 +100,12 @@ def noisy_copies(
         scales: standard deviation of each sample, `(batch, 1, ...)` by leaf.
         rows: the samples, `(n,)`.
         copies: number of copies of each.
-        generator: makes the draws, copy by copy.
+        generator: makes the draws, copy by copy; or one for each copy.
     """
+    generators = [generator] * copies if isinstance(generator, torch.Generator) else generator
     drawn = [
-        {name: torch.randn(value.shape[1:], dtype=torch.float32, generator=generator) for name, value in values.items()}
-        for _ in range(copies)
+        {name: torch.randn(value.shape[1:], dtype=torch.float32, generator=one) for name, value in values.items()}
+        for one in generators
     ]
     noisy = {}
     for name, value in values.items():

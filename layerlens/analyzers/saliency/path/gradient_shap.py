@@ -52,7 +52,8 @@ def gradient_shap(
 
     Args:
         samples: number of points for each sample of the batch, rounded up to a multiple of the references.
-        until: ... Points are spread evenly, so each round makes its own; `settings` says how many all rounds took.
+        until: ... Each round halves the parts of the paths, so that the number of points doubles; the values of all
+            points are kept in memory, and `samples` is rounded down to a number that doubling reaches.
 
     Returns:
         ... It has the standard error of its values: over the points on the paths from the references that were given,
@@ -79,15 +80,16 @@ def gradient_shap(
         scales = noise_scales("gradient_shap", scorer, ends, SHARE, 0.0 if stdevs is None else stdevs)
         baseline_score = _baseline_score(scorer, starts, batch)
         tokens = [name for name, leaf in scorer.leaves.items() if leaf.layer is not None]
-        most = -(-samples // len(starts)) * len(starts)
-        first = len(starts) * max(4, -(-16 // len(starts)))
-        rounds, points = Rounds("gradient_shap", "samples", most, until, first=first, step=len(starts)), 0
+        each = -(-samples // len(starts))
+        least = min(each, max(4, -(-16 // len(starts))))
+        doublings = 0 if until is None else (each // least).bit_length() - 1
+        first = (each >> doublings) * len(starts)
+        rounds = Rounds("gradient_shap", "samples", first << doublings, until, first=first, step=None)
+        paths = Paths(scorer, ends, starts, scales, tokens, multiply_by_inputs, keep=until is not None)
         for count in rounds:
-            paths = Paths(scorer, ends, starts, count // len(starts), scales, tokens, multiply_by_inputs)
-            paths.run(batch, seed)
+            paths.run(count // len(starts), batch, seed)
             means = {name: part / count for name, part in paths.total.items()}
             errors, degrees = paths.errors(drawn=baselines is None)
-            points += count
             rounds.look(
                 {name: part.sum(dim=-1) if name in tokens else part for name, part in means.items()}, errors, degrees
             )
@@ -100,7 +102,6 @@ def gradient_shap(
             settings={
                 "baselines": label,
                 **rounds.settings,
-                **({} if until is None else {"points of all rounds": points}),
                 "stdevs": stdevs,
                 "multiply_by_inputs": multiply_by_inputs,
                 "seed": seed,
@@ -135,10 +136,10 @@ class Paths:
         scorer: scores a borrowed model.
         ends: the leaves as they are.
         starts: the references.
-        each: points on each path, one in each of equal parts.
         scales: standard deviation of the noise on the input, by leaf.
         tokens: leaves of which a value is the sum over the last axis, which errors are then of.
         multiply_by_inputs: whether values are multiplied by x - x'.
+        keep: whether the values of all points are kept, so that more can follow.
 
     Attributes:
         total: sums of the values of all points.
@@ -152,53 +153,93 @@ class Paths:
         scorer: Scorer,
         ends: Leaves,
         starts: list[Leaves],
-        each: int,
         scales: Leaves,
         tokens: list[str],
         multiply_by_inputs: bool,
+        *,
+        keep: bool,
     ) -> None:
-        self._scorer, self._ends, self._starts, self._each, self._scales = scorer, ends, starts, each, scales
-        self._tokens, self._multiply = tokens, multiply_by_inputs
+        self._scorer, self._ends, self._starts, self._scales = scorer, ends, starts, scales
+        self._tokens, self._multiply, self._keep, self._each = tokens, multiply_by_inputs, keep, 0
+        self._kept: dict[str, torch.Tensor] = {}
         self.noisy = any(bool(scale.any()) for scale in scales.values())
         self.total = {name: torch.zeros_like(end, dtype=torch.float64) for name, end in ends.items()}
         self.products = {name: torch.zeros_like(part) for name, part in self.total.items()}
         self.end_score = torch.zeros(len(scorer.rows), dtype=torch.float64, device=scorer.rows.device)
-        self._order = min(2, each - 1)
-        numbers = {name: part[..., 0] if name in tokens else part for name, part in self.total.items()}
+        self._clear()
+
+    def _clear(self) -> None:
+        """Forget how the points scatter."""
+        numbers = {name: part[..., 0] if name in self._tokens else part for name, part in self.total.items()}
         self._differences = {name: torch.zeros_like(part) for name, part in numbers.items()}
         self._of_path = {name: torch.zeros_like(part) for name, part in numbers.items()}
         self._mean_squares = {name: torch.zeros_like(part) for name, part in numbers.items()}
 
-    def run(self, batch: int, seed: int) -> None:
-        """Add all points, `batch` rows in a pass."""
-        each, count = self._each, self._each * len(self._starts)
-        generator = torch.Generator().manual_seed(seed)
-        shape = len(self._starts), each
-        points = (torch.arange(each) + torch.rand(shape, generator=generator, dtype=torch.float64)) / each
+    @property
+    def _order(self) -> int:
+        """The order of the differences between points from which errors are."""
+        return min(2, self._each - 1)
+
+    def run(self, each: int, batch: int, seed: int) -> None:
+        """Add points until each path has `each` of them, `batch` rows in a pass.
+
+        Args:
+            each: number of points; twice that of the last run, if there was one.
+            batch: rows in a pass.
+            seed: seed of the points, and of the noise.
+        """
+        points, level = (part.flatten() for part in _points(len(self._starts), each, seed))
+        new = torch.ones(len(points), dtype=torch.bool) if not self._each else level == level.max()
+        self._each = each
+        if self._keep:
+            self._make_room(new)
         for rows in torch.split(self._scorer.rows, batch):
-            generator = torch.Generator().manual_seed(seed ^ 1)  # other bits than those of the points
+            noise = [torch.Generator().manual_seed(seed ^ (2 * one + 1)) for one in range(int(level.max()) + 1)]
             before: dict[str, torch.Tensor] = {}
-            chunks = torch.split(torch.arange(count), max(1, batch // len(rows)))
+            chunks = torch.split(new.nonzero().flatten(), max(1, batch // len(rows)))
             for own in track(chunks, "gradient_shap"):
                 tops = {name: end[rows].repeat(len(own), *[1] * (end.ndim - 1)) for name, end in self._ends.items()}
                 if self.noisy:
-                    tops = noisy_copies(self._ends, self._scales, rows, len(own), generator)
+                    drawing = [noise[one] for one in level[own].tolist()]
+                    tops = noisy_copies(self._ends, self._scales, rows, len(own), drawing)
                     with torch.no_grad():
                         scores = self._scorer(tops, rows.repeat(len(own)))
                     self.end_score[rows] += scores.double().reshape(len(own), len(rows)).sum(dim=0)
-                slopes, spans = _gradients(self._scorer, tops, self._starts, rows, own // each, points.flatten()[own])
+                slopes, spans = _gradients(self._scorer, tops, self._starts, rows, own // each, points[own])
                 for name, slope in slopes.items():
                     product = slope * spans[name]
                     part = product if self._multiply else slope
                     self.total[name][rows] += part.sum(dim=0)
                     self.products[name][rows] += product.sum(dim=0)
-                    before[name] = self._scatter(name, rows, own, part, before.get(name))
+                    part = part.sum(dim=-1) if name in self._tokens else part
+                    if self._keep:
+                        self._kept[name][own[:, None].to(rows.device), rows] = part.to(self._kept[name].dtype)
+                    else:
+                        before[name] = self._scatter(name, rows, own, part, before.get(name))
+        if self._keep:
+            self._scatter_kept(batch)
+
+    def _make_room(self, new: torch.Tensor) -> None:
+        """Move the values of earlier points between those of new ones, `(points, batch, ...)`."""
+        for name, number in self._differences.items():
+            moved = torch.zeros(len(new), *number.shape, dtype=self._ends[name].dtype, device=number.device)
+            if name in self._kept:
+                moved[~new] = self._kept[name]
+            self._kept[name] = moved
+
+    def _scatter_kept(self, batch: int) -> None:
+        """Find how all points scatter."""
+        self._clear()
+        rows = self._scorer.rows
+        for name, kept in self._kept.items():
+            before = None
+            for own in torch.split(torch.arange(len(kept)), max(1, batch // len(rows))):
+                before = self._scatter(name, rows, own, kept[own].double(), before)
 
     def _scatter(
         self, name: str, rows: torch.Tensor, own: torch.Tensor, part: torch.Tensor, before: torch.Tensor | None
     ) -> torch.Tensor:
         """Add how the points `own` scatter; return the last ones, which the next are compared with."""
-        part = part.sum(dim=-1) if name in self._tokens else part
         for number, value in zip(own.tolist(), part, strict=True):
             self._of_path[name][rows] += value
             if (number + 1) % self._each == 0:
@@ -237,6 +278,29 @@ class Paths:
         count = paths * each
         errors = {name: part.sqrt() / count for name, part in self._differences.items()}
         return errors, paths * (each - self._order)
+
+
+def _points(paths: int, each: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return points of 0..1, one in each of equal parts, and by which halving each was added, `(paths, each)`.
+
+    The parts of an odd number get a point each; half parts keep the point of the whole, which is in one of them, and
+    get one in the other. So those of half as many are among them, and each is still uniform in its part.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    halvings = (each & -each).bit_length() - 1
+    count = each >> halvings
+    points = (torch.arange(count) + torch.rand(paths, count, generator=generator, dtype=torch.float64)) / count
+    level = torch.zeros(paths, count, dtype=torch.long)
+    for halving in range(1, halvings + 1):
+        second = (points * count - torch.arange(count) >= 0.5).long()
+        count *= 2
+        free = torch.arange(0, count, 2) + 1 - second
+        added = (free + torch.rand(paths, count // 2, generator=generator, dtype=torch.float64)) / count
+        pairs = torch.stack([points, added], dim=-1)
+        levels = torch.stack([level, torch.full_like(level, halving)], dim=-1)
+        order = torch.stack([second, 1 - second], dim=-1)  # the point that is in the first half comes first
+        points, level = (one.gather(-1, order).flatten(1) for one in (pairs, levels))
+    return points, level
 
 
 def _stacked(starts: list[Leaves], chosen: torch.Tensor, rows: torch.Tensor) -> Leaves:

@@ -154,7 +154,7 @@ def test_the_error_of_points_on_given_paths_is_how_the_mean_scatters():
         (values.mean(dim=0) - POINT**3 + baselines.pow(3).mean(dim=0)).abs() < 4 * values.std(dim=0) / 200**0.5
     ).all()
     ratio = errors.square().mean(dim=0).sqrt() / values.std(dim=0)
-    assert (ratio - 1).abs().max() < 0.2 and (ratio.mean() - 1).abs() < 0.1
+    assert (ratio - 1).abs().max() < 0.2 and (ratio.mean() - 1).abs() < 0.15
 
 
 def test_ends_of_an_uneven_interval_solve_the_equation_of_hall():
