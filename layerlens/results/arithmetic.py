@@ -109,7 +109,8 @@ def _equal(one: object, two: object) -> bool:
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
-        return one.shape == two.shape and torch.equal(one, two.to(one.device, one.dtype))
+        kind = max(one.dtype, two.dtype, key=lambda dtype: torch.finfo(dtype).eps if dtype.is_floating_point else 0)
+        return one.shape == two.shape and torch.equal(one.to(kind), two.to(one.device, kind))  # the coarser of both
     return bool(one == two)
 
 

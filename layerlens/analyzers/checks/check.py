@@ -22,7 +22,7 @@ from layerlens.model.trees import named_tensors
 from layerlens.probes.probe import Probe
 from layerlens.progress import counting
 from layerlens.results import Finding, ModelChecks
-from layerlens.results.reports.checks import NO_BUDGET, NOT_ASKED
+from layerlens.results.reports.checks import NOT_ASKED
 from layerlens.signatures import public, refuse_unknown
 from layerlens.targets.target import Spec
 
@@ -44,7 +44,7 @@ def _method_name(examined: Examined) -> str:
     return examined.method if isinstance(examined.method, str) else getattr(examined.method, "__name__", "a function")
 
 
-def _found(one: Check, examined: Examined, budget: float) -> Found:
+def _found(one: Check, examined: Examined) -> Found:
     """What a check found, or why it was not run.
 
     Raises:
@@ -52,12 +52,6 @@ def _found(one: Check, examined: Examined, budget: float) -> Found:
         OutOfMemoryError: as torch raises it.
     """
     try:
-        need, left = planned([one], examined), max(budget - examined.counted.passes, 0)
-        if need > left:
-            return (
-                "not run",
-                f"{NO_BUDGET}: needs about {need} passes, and {left:.0f} are left: budget={budget + need - left:.0f}",
-            )
         if one.still and examined.noise > NOISE:
             return "unclear", "two runs differ, so what a change does cannot be separated from chance"
         return one.run(examined)
@@ -269,10 +263,17 @@ def _run(examined: Examined, asked: Sequence[str], budget: float) -> ModelChecks
                 rows.append(Finding(one.claim, "not run", why, name=one.name))
                 continue
             before = examined.counted.passes
+            need, left = planned([one], examined), max(budget - before, 0)
+            if need > left:
+                enough = budget + need - left
+                why = f"not in the budget: needs about {need} passes, and {left:.0f} are left: budget={enough:.0f}"
+                rows.append(Finding(one.claim, "not run", why, name=one.name, in_budget=False))
+                done(1)
+                continue
             restore_generators(states)
             with warnings.catch_warnings(record=True) as caught:
                 warnings.simplefilter("always")
-                found = _found(one, examined, budget)
+                found = _found(one, examined)
             took = examined.counted.passes - before
             for warning in caught if one.name == "ledger" else ():  # such as an operation without a rule
                 warn(str(warning.message))

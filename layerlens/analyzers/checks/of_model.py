@@ -121,19 +121,13 @@ def random(examined: Examined) -> Found:
             restore_generators(states)
         again.append(examined.run())
     off = [float(((one - again[0]).abs() / examined.scale).max()) for one in again[1:]]
-    if off[0] > NOISE:
+    if off[0] > NOISE or (off[0] > 0 and off[1] <= 10 * off[0]):
+        means = "the model keeps a state between runs, or its kernels are not deterministic"
+        large = off[0] > NOISE
         return (
-            "serious",
+            "serious" if large else "worth knowing",
             f"the same run gives a score that differs by {off[0]:.2g} of itself, with the same random numbers",
-            "the model keeps a state between runs, or its kernels are not deterministic: methods that run it many "
-            "times compare different models",
-            "reset the state in forward=, or torch.use_deterministic_algorithms(True)",
-        )
-    if off[0] > 0 and off[1] <= 10 * off[0]:
-        return (
-            "worth knowing",
-            f"the same run gives a score that differs by {off[0]:.2g} of itself, with the same random numbers",
-            "the model keeps a state between runs, or its kernels are not deterministic",
+            means + ": methods that run it many times compare different models" * large,
             "reset the state in forward=, or torch.use_deterministic_algorithms(True)",
         )
     if off[1] > 0:

@@ -132,16 +132,25 @@ def with_cost(result: Attribution, row: Method) -> Attribution:
 
 
 def cost_with(cost: str, options: Mapping[str, Any]) -> str:
-    """Return a cost with the number that an option sets.
+    """Return a cost with the number that an option sets, and without "or more" where `max_steps` allows no more.
 
     Example:
         >>> cost_with("4 forward passes (draws) per token", {"draws": 1})
-        '1 forward passes (draws) per token'
+        '1 forward pass (draws) per token'
+        >>> cost_with("50 gradients or more (steps, until it is complete)", {"steps": 8, "max_steps": 8})
+        '8 gradients (steps)'
     """
     number = re.match(r"\d+(?= [^(]*\((\w+))", cost)
     value = options.get(number.group(1)) if number else None
     whole = isinstance(value, int) and not isinstance(value, bool)
-    return f"{value}{cost[number.end() :]}" if number and whole else cost
+    if not number or not whole:
+        return cost
+    rest = cost[number.end() :]
+    if options.get("max_steps") == value:
+        rest = rest.replace(" or more (steps, until it is complete)", " (steps)")
+    if value == 1:
+        rest = re.sub("^ (gradient|forward pass)(?:e?s)", r" \1", rest)
+    return f"{value}{rest}"
 
 
 def known_methods() -> dict[str, Method]:

@@ -173,9 +173,6 @@ SEVERITIES: Final = ("serious", "worth knowing", "unclear", "fine", "not run")
 NOT_ASKED = "not asked for"
 """What is said of a check that `checks=` does not name."""
 
-NO_BUDGET = "not in the budget"
-"""How the reason begins of a check that takes more passes than are left."""
-
 _VERDICTS = {"serious": "FAIL", "worth knowing": "note", "unclear": "unclear", "fine": "pass", "not run": "not run"}
 
 
@@ -192,6 +189,7 @@ class Finding(Result):
         do: what to do, with a call; empty where that is nothing.
         passes: forward passes and gradients that the check took, in runs of the batch.
         name: short name of the check, as in `check(checks=...)`.
+        in_budget: False for a check that was not run because it takes more passes than were left.
     """
 
     check: str
@@ -201,6 +199,7 @@ class Finding(Result):
     do: str = ""
     passes: float = 0.0
     name: str = ""
+    in_budget: bool = True
 
     def summary(self) -> list[tuple[str, str]]:
         """The claim with its verdict, what was measured, what it means, what to do."""
@@ -249,7 +248,7 @@ class ModelChecks(Result):
     def passed(self) -> Verdict:
         """False if a finding is serious, None if a check gave no answer or was not in the budget, True otherwise."""
         found = {row.severity for row in self.rows}
-        left_out = any(row.measured.startswith(NO_BUDGET) for row in self.of("not run"))
+        left_out = not all(row.in_budget for row in self.rows)
         return False if "serious" in found else None if "unclear" in found or left_out else True
 
     def of(self, severity: str) -> tuple[Finding, ...]:

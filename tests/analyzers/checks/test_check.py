@@ -310,6 +310,31 @@ def test_random_numbers_and_states():
     assert check(mlp(Counts()), normal(2, 6), target=0, checks="random")["random"].severity == "serious"
 
 
+def test_a_cache_that_answers_alike_is_no_state():
+    class Cached(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net, self.cache = mlp(), {}
+
+        def forward(self, x):
+            if x.shape not in self.cache:
+                self.cache[x.shape] = torch.linspace(0, 1, x.shape[1]).to(x)
+            return self.net(x + self.cache[x.shape])
+
+    class Remembers(Cached):
+        def forward(self, x):
+            self.cache["sum"] = self.cache.get("sum", 0) + x.detach()
+            return self.net(self.cache["sum"])
+
+    for warm in (False, True):
+        model = Cached().eval()
+        if warm:
+            model(normal(2, 6))
+        found = check(model, normal(2, 6), target=0)
+        assert found["random"].severity == "fine" and not found.of("serious")
+    assert check(Remembers().eval(), normal(2, 6), target=0, checks="random")["random"].severity == "serious"
+
+
 class Total(nn.Module):
     """One value for the batch."""
 

@@ -7,7 +7,7 @@ import scipy.stats
 import torch
 from torch import nn
 
-from layerlens import Lens, load, mean_rank
+from layerlens import Lens, load, mean_rank, saliency
 from layerlens.errors import InputError, OptionError
 from layerlens.results import Attribution
 from tests.cases import normal
@@ -103,3 +103,17 @@ def test_maps_of_a_layer_say_so():
     ]
     found = mean_rank(*maps)
     assert found.settings["where"] == maps[0].settings["where"] and found.how.endswith(" at 1")
+
+
+def test_maps_of_two_dtypes_have_common_ranks():
+    net, x = nn.Linear(3, 1, bias=False), torch.tensor([[0.1, 0.7, -2.3]])
+    wide = nn.Linear(3, 1, bias=False).double()
+    wide.weight.data = net.weight.detach().double()
+    one = saliency(net, x, target=0, method="input_x_gradient")
+    two = saliency(wide, x.double(), target=0, method="gradient")
+    exact = dataclasses.replace(two, inputs=torch.tensor([[0.1, 0.7, -2.3]], dtype=torch.float64))
+    for maps in ((one, two), (two, one), (one, exact), (exact, one)):
+        expected = mean_rank(*(dataclasses.replace(each, inputs=x) for each in maps))
+        assert torch.equal(mean_rank(*maps).tensor, expected.tensor)
+    with pytest.raises(InputError, match="different inputs"):
+        mean_rank(one, dataclasses.replace(two, inputs=two.inputs + 0.01))
