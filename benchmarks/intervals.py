@@ -346,6 +346,7 @@ def rows() -> list[Row]:
         Row("rise", f"{ten}, sampling='random'", u, drawn(net, "rise", 1, sampling="random"), rise_of_net),
         Row("rise", f"{ten}, random, estimate='mean'", k,
             drawn(net, "rise", 1, sampling="random", estimate="mean"), mean_of_net),
+        Row("rise", "8 columns, products, samples=64", u, drawn(PRODUCTS, "rise", aim, samples=64), rise_of_products),
         Row("rise", "8 columns, products", u, drawn(PRODUCTS, "rise", aim), rise_of_products),
         Row("rise", "8 x 8 picture, cells=4", m, drawn(PICTURE, "rise", 1, cells=4), None),
         Row("rise", "8 x 8 picture, cells=4, sampling='random'", m,

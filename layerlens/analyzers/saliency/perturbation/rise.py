@@ -323,6 +323,9 @@ KEPT = "share kept by the penalty"
 FEWEST = 32
 """Fewest masks from whose fit a standard error is read."""
 
+PLAIN = 6
+"""Masks for each of their directions from which a fit takes no penalty, where the directions are of like size."""
+
 PENALTIES = torch.logspace(-6, 2, 33, dtype=torch.float64)
 """Relative to the largest eigenvalue of the masks' products."""
 
@@ -333,6 +336,8 @@ def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
     The last result is the share of the fit that the penalty keeps, `(batch,)`: trace(H) over the rank of the masks.
 
     Generalized cross-validation chooses the penalty k of each sample, which minimizes n |residual|^2 / trace(I - H)^2.
+    Where masks are at least `PLAIN` times as many as columns, k is the smallest: a penalty would pull values, and their
+    intervals, to zero for little less noise.
     The error is from leaving out a pair of masks at a time (jackknife), in closed form: without masks Z of residuals r
     and hat matrix H = Z A^-1 Z^T + 1 / n the coefficients move by A^-1 Z^T (I - H)^-1 r, A the products of all centered
     masks plus k (Bell & McCaffrey 2002, CR3).
@@ -349,6 +354,8 @@ def ridge_map(masks: torch.Tensor, scores: torch.Tensor) -> tuple[torch.Tensor, 
     shrink = PENALTIES[:, None] * size.max() / (size + PENALTIES[:, None] * size.max())  # (penalties, rank)
     free = (count - 1 - (1 - shrink).sum(dim=1)).clamp_min(1e-9)
     best = ((shrink.square() @ turned.square() + outside) / free[:, None] ** 2).argmin(dim=0)
+    if count >= PLAIN * len(size) and 100 * size.min() > size.max():
+        best = torch.zeros_like(best)
     kept = 1 - shrink[best]  # (batch, rank), eigenvalues of the hat matrix
     values = (kept * turned.T / size.sqrt()) @ right.T
     if count < FEWEST:

@@ -83,7 +83,11 @@ def test_the_error_of_kernel_shap_is_the_jackknife_over_pairs(count):
     torch.testing.assert_close(_jackknife_error(keep, scores, whole, none), moved.square().sum(dim=0).sqrt())
 
 
-@pytest.mark.parametrize(("count", "places"), [(40, 6), (41, 6), (36, 50)], ids=["pairs", "one-alone", "many-places"])
+@pytest.mark.parametrize(
+    ("count", "places"),
+    [(40, 8), (41, 8), (36, 50), (48, 8)],
+    ids=["pairs", "one-alone", "many-places", "few-places"],
+)
 def test_the_error_of_rise_is_the_jackknife_over_pairs_under_its_penalty(count, places):
     masks, scores = (
         (torch.rand(count, places, generator=torch.Generator().manual_seed(0)) < 0.5).double(),
@@ -103,7 +107,8 @@ def test_the_error_of_rise_is_the_jackknife_over_pairs_under_its_penalty(count, 
     values, error, degrees, _ = ridge_map(masks, scores)
     every = torch.ones(count, dtype=torch.bool)
     scale = torch.linalg.eigvalsh((masks - masks.mean(dim=0)).T @ (masks - masks.mean(dim=0))).max()
-    penalty = min(torch.logspace(-6, 2, 33).double() * scale, key=loss)
+    penalties = torch.logspace(-6, 2, 33).double() * scale
+    penalty = min(penalties, key=loss) if count < 6 * places else penalties[0]
     torch.testing.assert_close(values[0], fit(every, penalty))
     pair = torch.arange(count) // 2
     parts = torch.stack([fit(pair != one, penalty) for one in range(count // 2)])
@@ -180,7 +185,7 @@ def test_intervals_of_one_and_of_several_inputs_and_without_an_error():
         one.interval(90)
 
 
-@pytest.mark.parametrize("samples", [64, 400])
+@pytest.mark.parametrize("samples", [40, 400])
 def test_the_share_that_the_penalty_of_rise_keeps_is_how_far_values_are_pulled_to_zero(samples):
     truth, values, kept = regression_on_all_masks(TASK.x.double()), [], []
     for seed in range(30):
@@ -189,4 +194,13 @@ def test_the_share_that_the_penalty_of_rise_keeps_is_how_far_values_are_pulled_t
         kept.append(found.checks["share kept by the penalty"])
     pulled = float((torch.cat(values).double().mean(dim=0) * truth[0]).sum() / truth.square().sum())
     assert pulled == pytest.approx(float(torch.cat(kept).mean()), abs=0.1)
-    assert (pulled < 0.75) == (samples == 64)
+    assert (pulled < 0.75) == (samples == 40)
+
+
+def test_rise_takes_no_penalty_where_masks_outnumber_columns():
+    truth, held = regression_on_all_masks(TASK.x.double()), []
+    for seed in range(60):  # 6 masks for each of 8 columns; with a penalty 55 % hold
+        found = layerlens.saliency(TASK.model, TASK.x, target=TASK.target, method="rise", samples=48, seed=seed)
+        low, high = found.interval(0.9)
+        held.append((low <= truth) & (truth <= high))
+    assert 0.85 < float(torch.stack(held).double().mean()) < 0.98
