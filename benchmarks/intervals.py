@@ -189,6 +189,22 @@ def ranked(measure: Callable[..., Any], *args: Any, **options: Any) -> Runs:
     return run
 
 
+def layered(measure: Callable[..., Any], *args: Any, draws: int, **options: Any) -> Runs:
+    """A run of a measure of layers or parts by seed, whose error over draws has draws - 1 degrees of freedom."""
+
+    def run(seed: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+        found = measure(*args, seed=seed, draws=draws, progress=False, **options)
+        return found.values, *interval_of(found.values, found.error, draws - 1, share=SHARE), draws
+
+    return run
+
+
+def of_many(measure: Callable[..., Any], *args: Any, **options: Any) -> torch.Tensor:
+    """The values of a measure with many draws."""
+    found: torch.Tensor = measure(*args, progress=False, **options).values
+    return found
+
+
 def pairs(task: Task, target: int, **options: Any) -> Runs:
     """A run of `interactions` by seed: its pairs, and single features."""
 
@@ -207,6 +223,9 @@ def exact(task: Task, target: int, **options: Any) -> Callable[[], torch.Tensor]
 
 TASK, NET, X = known_shapley(1, 8, 8), Net(10), normal(1, 10)
 PRODUCTS = (TASK.model, TASK.x)
+DEEP = nn.Sequential(nn.Linear(10, 12), nn.Tanh(), nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 3)).double()
+for place, weight in enumerate(DEEP.parameters()):
+    weight.data = normal(*weight.shape, seed=place) / 2
 WIDER = known_shapley(1, 12, 14)
 TWELVE = (WIDER.model, WIDER.x)
 POINT, SPREAD = normal(1, 6), 0.5
@@ -216,6 +235,8 @@ TEXT = (Text(), torch.randint(100, (1, 40), generator=torch.Generator().manual_s
 LONG = (Text(), torch.randint(100, (1, 200), generator=torch.Generator().manual_seed(3)))
 BENT = (Text(bent=True), TEXT[1])
 LINEAR = (Sum(), torch.zeros(1, 6).double())
+RELATIVE = {"metric": "relative_change"}
+ABLATED: dict[str, Any] = {"by": "channel", "value": "resample", "target": 1, "reference": normal(400, 10, seed=6)}
 REFERENCES = normal(4, 10, seed=2)
 PEOPLE = normal(12, 10, seed=4)
 WIDE: dict[str, Any] = {"ranges": (-1, 1), "target": 1}
@@ -409,6 +430,19 @@ def rows() -> list[Row]:
         Row("interactions", "12 columns, products, k-SII, budget=1000", k,
             pairs(TWELVE, int(WIDER.target), budget=1000), exact(TWELVE, int(WIDER.target))),
         Row("interactions", f"{ten}, k-SII, until=0.02", k, pairs(net, 1, budget=1000, until=0.02), exact(net, 1)),
+        *(
+            Row(measure.__name__, f"3 layers, 4 samples, draws={n}", k,
+                layered(measure, DEEP, PEOPLE[:4], draws=n, **options),
+                functools.partial(of_many, measure, DEEP, PEOPLE[:4], draws=4096, seed=99, **options))
+            for measure, options in ((layerlens.jacobian, {}), (layerlens.noise_response, RELATIVE))
+            for n in (8, 32)
+        ),
+        *(
+            Row("ablate", f"units of 3 layers, values of other samples, draws={n}", k,
+                layered(layerlens.ablate, DEEP, PEOPLE[:2], draws=n, **ABLATED),
+                functools.partial(of_many, layerlens.ablate, DEEP, PEOPLE[:2], draws=400, **ABLATED))
+            for n in (8,)
+        ),
         Row("kernel_shap", f"{ten}, until=0.1", k,
             drawn(net, "kernel_shap", 1, until=0.1, samples=1000), shapley_of_net),
         Row("shapley_sampling", f"{ten}, until=0.07", k,
