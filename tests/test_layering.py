@@ -3,6 +3,7 @@
 import ast
 import collections
 import dataclasses
+import functools
 from pathlib import Path
 
 import pytest
@@ -79,6 +80,11 @@ class Import:
     line: int
 
 
+parsed = functools.cache(ast.parse)
+"""Source -> its syntax tree."""
+
+
+@functools.cache
 def imports_of(file, source):
     """Every import of one file, relative ones resolved; file is its path inside of layerlens/."""
     package = ("layerlens", *file.parts[:-1])
@@ -94,13 +100,15 @@ def imports_of(file, source):
                 base += tuple(child.module.split(".")) if child.module else ()
                 for name in child.names:
                     yield Import((*base, name.name), inside, for_types, child.lineno)
-            elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            elif isinstance(child, ast.If) and "TYPE_CHECKING" in (
+                getattr(child.test, "id", ""), getattr(child.test, "attr", ""),
+            ):  # fmt: skip
                 yield from walk(ast.Module(child.body, []), inside, True)
                 yield from walk(ast.Module(child.orelse, []), inside, for_types)
             else:
                 yield from walk(child, inside, for_types)
 
-    return list(walk(ast.parse(source), False, False))
+    return list(walk(parsed(source), False, False))
 
 
 def problems(file, source):
@@ -124,7 +132,7 @@ def problems(file, source):
         if top == "plotting" and entry.path[:2] == ("torch", "nn") and entry.path[2:3] != ("functional",):
             found.append(f"{at}: plotting never sees a model")
     if file not in HOOKING:
-        names = {node.attr for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Attribute)}
+        names = {node.attr for node in ast.walk(parsed(source)) if isinstance(node, ast.Attribute)}
         found += [f"{file}: {name}: only {HOOKS} register hooks on modules" for name in sorted(names & MODULE_HOOKS)]
     return found
 

@@ -81,7 +81,9 @@ def check(model, x, method, target, **options):
     return found
 
 
-@pytest.mark.parametrize(("kind", "side"), [("llama", "left"), ("llama", "right"), ("gpt2", "both")])
+@pytest.mark.parametrize(
+    ("kind", "side"), [("llama", "left"), pytest.param("llama", "right", marks=pytest.mark.slow), ("gpt2", "both")]
+)
 @pytest.mark.parametrize("method", [name for name in METHODS if name not in NOT_FOR_TEXT])
 def test_every_method_gives_a_text_what_it_gives_it_alone(kind, side, method):
     if (kind, method) == ("gpt2", "eigen_cam"):
