@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from layerlens import relevance
-from layerlens.analyzers.common.features.baselines import gaussian_blur
+from layerlens.analyzers.common.features.baselines import blur, gaussian_blur
 from layerlens.analyzers.generation.source_regression import fit
 
+from .image_curves import probabilities
 from .image_masks import LOGIT, masked
 
 STRIDES = (1, 8, 16, 32)
@@ -95,3 +96,35 @@ def posterior(masks: int, prior: Map, score: int = LOGIT) -> Map:
         return shared.masks.enlarged(torch.from_numpy(values))
 
     return estimate
+
+
+def ranks(values: torch.Tensor) -> torch.Tensor:
+    """The ranks, 0 to 1, of the places of a map `(1, ..., height, width)` added over channels, `(1, 1, ...)`."""
+    flat = values.detach().double().reshape(1, -1, *values.shape[-2:]).sum(dim=1).flatten(1)
+    return (flat.argsort(dim=1).argsort(dim=1).float() / flat.shape[1]).reshape(1, 1, *values.shape[-2:])
+
+
+STEPS = ((0.2, "blur"), (0.2, "mean"), (0.1, "blur"), (0.4, "mean"))
+"""Shares and fills of the steps of `corrected`."""
+
+
+def corrected(prior: Map, steps: int, weight: float = 3.0) -> Map:
+    """A map corrected by gradients at pictures in which its own first places are alone kept, or are removed.
+
+    Each step takes a share and a fill, a blur or the mean color: the gradient of the probability where the first
+    places of the ranks so far are alone kept, plus that where they are removed, times the change from the fill to the
+    picture. Its ranks are added to those before; the ranks of the map count `weight` times. A step is two passes.
+    """
+
+    def read(model: nn.Module, x: torch.Tensor, target: int) -> torch.Tensor:
+        fills = {"blur": blur(x, (2, 3)), "mean": x.mean(dim=(2, 3), keepdim=True).expand_as(x)}
+        order = weight * ranks(prior(model, x, target))
+        for share, name in STEPS[:steps]:
+            first = ranks(order) >= 1 - share
+            shown = torch.cat([torch.where(kept, x, fills[name]) for kept in (first, ~first)]).requires_grad_()
+            score = probabilities(model)(model(shown))[:, target].sum()
+            (slopes,) = torch.autograd.grad(score, shown)
+            order = order + ranks(slopes.sum(dim=0, keepdim=True) * (x - fills[name]))
+        return order[:, 0]
+
+    return read

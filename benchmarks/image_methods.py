@@ -15,7 +15,7 @@ from layerlens.analyzers.common.leaves.leaves import Leaf
 from layerlens.analyzers.faithfulness import controls
 from layerlens.rules import Gamma, Part
 
-from .image_candidates import posterior, strided, views
+from .image_candidates import corrected, posterior, strided, views
 from .image_masks import LOG_PROBABILITY, LOGIT, masked
 
 Map = Callable[[nn.Module, torch.Tensor, int], torch.Tensor]
@@ -129,6 +129,8 @@ METHODS: dict[str, Map] = {
     "198 masks, prior of z+, log-probability, and z+, mean rank": ranked(
         posterior(198, summed(rules("epsilon_plus")), LOG_PROBABILITY), rules("epsilon_plus")
     ),
+    "z+ corrected by 3 steps": corrected(rules("epsilon_plus"), 3),
+    "z+ corrected by 4 steps": corrected(rules("epsilon_plus"), 4),
     "48 masks, prior of z+, and z+, mean rank": ranked(
         posterior(48, summed(rules("epsilon_plus"))), rules("epsilon_plus")
     ),

@@ -46,10 +46,36 @@ def test_what_the_page_calls_better_or_tied_is():
     for better, worse in ((relevance, cam), (ranks, relevance), (ranks, cam), (ranks, rise)):
         assert image_report.interval(better - worse)[1] > 0
     assert image_report.interval(shap - relevance)[1] > 0
+    for name, count in (("z+ corrected by 3 steps", 36), ("z+ corrected by 4 steps", 36)):
+        corrected = found[name]["gain"]
+        assert int(corrected.isfinite().sum()) == count
+        for worse in (relevance, cam, rise, shap, ranks):
+            assert image_report.interval(corrected - worse)[1] > 0
     for one, other in ((relevance, rise), (ranks, shap)):
         _, low, high = image_report.interval(one - other)
         assert low < 0 < high
     assert len(relevance) == 83 and int(shap.isfinite().sum()) == 57
+
+
+def test_the_corrected_map_is_no_better_by_what_it_does_not_ask():
+    found = image_report.stored("lite0")["rows"]
+
+    def less(other, number):
+        one = found["z+ corrected by 4 steps"]
+        if number == "neighbors":
+            gains = [each["insertion neighbors"] - each["deletion neighbors"] for each in (one, found[other])]
+        else:
+            gains = [each[number] for each in (one, found[other])]
+        return tuple(round(part, 2) for part in image_report.interval(gains[0] - gains[1]))
+
+    assert less("relevance z+", "neighbors") == (0.06, 0.03, 0.1)
+    assert less("grad_cam", "neighbors") == (0.13, 0.07, 0.19)
+    assert less("relevance z+", "ROAD") == (0.03, -0.02, 0.08)
+    assert less("rise, 400 masks", "ROAD") == (0.11, 0.04, 0.18)
+    assert less(image_report.RIVALS[3], "ROAD") == (0.09, 0.02, 0.17)
+    for other in ("rise, 400 masks", image_report.RIVALS[3]):
+        _, low, high = less(other, "neighbors")
+        assert low < 0 < high
 
 
 def test_the_other_networks_on_the_page_are_those_of_the_benchmark():
