@@ -76,6 +76,10 @@ def test_the_corrected_map_is_no_better_by_what_it_does_not_ask():
     for other in ("rise, 400 masks", image_report.RIVALS[3]):
         _, low, high = less(other, "neighbors")
         assert low < 0 < high
+    found = image_report.stored("lite1")["rows"]
+    assert less("relevance z+", "gain")[0] == 0.24 and less(image_report.RIVALS[3], "gain")[0] == 0.17
+    assert less(image_report.RIVALS[3], "ROAD")[0] == 0.1
+    assert all(less(other, "gain")[1] > 0 for other in image_report.RIVALS)
 
 
 def test_the_other_networks_on_the_page_are_those_of_the_benchmark():
