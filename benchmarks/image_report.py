@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from layerlens.results.reports.leaderboard import widening
+
 from .image_curves import FILLS, POINTS, gains
 from .image_masks import MASKS
 from .image_methods import CONTROLS, METHODS, RIVALS
@@ -132,13 +134,14 @@ def stored(network: str, tuned: bool = False) -> Table:
 
 
 def interval(values: torch.Tensor) -> tuple[float, float, float]:
-    """The mean over pictures and its 95 % bootstrap interval, pictures without the number left out."""
+    """The mean over pictures and its 95 % interval, as in `lens.evaluate`; pictures without the number left out."""
     values = values[values.isfinite()]
     if not len(values):
         return math.nan, math.nan, math.nan
     drawn = torch.randint(len(values), (RESAMPLES, len(values)), generator=torch.Generator().manual_seed(0))
     low, high = values[drawn].mean(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return float(values.mean()), low, high
+    mean, wide = float(values.mean()), widening(len(values)) if len(values) > 1 else 1.0
+    return mean, mean + wide * (low - mean), mean + wide * (high - mean)
 
 
 def table(network: str) -> None:

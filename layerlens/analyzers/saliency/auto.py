@@ -27,7 +27,6 @@ from layerlens.results import Attribution
 from layerlens.targets.target import Spec
 
 from .choice import LEAST, MASKS, Choice, Kind, fitting_choice, kind_of, steps_of
-from .corrected import FEWEST_STEPS, PER_STEP, STEPS, corrected
 from .deeplift.deep_lift import lifted
 from .mean_rank import mean_rank
 from .path.gradient_shap import gradient_shap
@@ -98,9 +97,7 @@ def auto(
     - A layer: `integrated_gradients`.
     - Where no gradient reaches the input (whole numbers, hard decisions), found by one pass: `shapley_sampling`.
 
-    - A budget for pictures and convolutions: from 9 passes on `relevance`, corrected by gradients at pictures in which
-      the places that it puts first are kept or removed (3 steps, 4 from 11 passes on); from 203 passes on the mean rank
-      of `relevance` and `rise`, see `mean_rank`.
+    - A budget of 203 passes for pictures and convolutions: the mean rank of `relevance` and `rise`, see `mean_rank`.
 
     docs/saliency.md has the measurements.
 
@@ -223,15 +220,10 @@ def choose_method(
         name, options = choice.name, steps_of(budget) if choice.name == "integrated_gradients" else options
         if set(kinds.values()) == {Kind.PICTURE} and choice.convolutions:
             choice = dataclasses.replace(choice, page="faithfulness")
-            if choice.result is not None and budget is not None:
-                found = with_cost(choice.result, METHODS["relevance"])
-                if budget >= MASKS + LEAST:
-                    masks = rise(model, inputs, target=target, samples=MASKS, forward=forward)
-                    found = mean_rank(found, with_cost(masks, METHODS["rise"]))
-                elif budget >= FEWEST_STEPS * PER_STEP + LEAST:
-                    steps = min(len(STEPS), (budget - LEAST) // PER_STEP)
-                    found = corrected(model, inputs, found, steps, target=target, forward=forward)
-                choice = dataclasses.replace(choice, result=found)
+            if choice.result is not None and budget is not None and budget >= MASKS + LEAST:
+                masks = rise(model, inputs, target=target, samples=MASKS, forward=forward)
+                maps = [with_cost(choice.result, METHODS["relevance"]), with_cost(masks, METHODS["rise"])]
+                choice = dataclasses.replace(choice, result=mean_rank(*maps))
     if choice.result is None and baseline is not None:
         options["fill" if name == "leave_one_out" else "baseline"] = baseline
     return dataclasses.replace(choice, name=name, options=options)

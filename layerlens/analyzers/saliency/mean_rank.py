@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 
@@ -13,9 +12,6 @@ from layerlens.model.trees import describe
 from layerlens.results import Attribution
 from layerlens.results.arithmetic import check_same_inputs
 from layerlens.results.maps.attribution import Values
-
-ByInput = dict[str | None, torch.Tensor]
-"""A tensor by the name of an input, or by None where there is one."""
 
 CHANNEL = "channel"
 UNITS = "mean rank, 0 the lowest and 1 the highest"
@@ -57,21 +53,10 @@ def mean_rank(*maps: Attribution) -> Attribution:
         if not isinstance(one, Attribution):
             raise OptionError(f"mean_rank takes attributions, as lens.saliency returns them; got {describe(one)}.")
     first = maps[0]
-    ranked = [ranks_by_input(one) for one in maps]
+    ranked = [_by_input(one) for one in maps]
     for one, own in zip(maps[1:], ranked[1:], strict=True):
         _check_same(first, ranked[0], one, own)
     means = {name: torch.stack([own[name] for own in ranked]).mean(dim=0) for name in ranked[0]}
-    return ranking(
-        first,
-        means,
-        method="mean rank of " + " and ".join(one.method for one in maps),
-        settings={"maps": [{"method": one.method, **one.settings} for one in maps]},
-        cost=" and ".join(one.cost for one in maps if one.cost),
-    )
-
-
-def ranking(first: Attribution, means: ByInput, *, method: str, settings: dict[str, Any], cost: str) -> Attribution:
-    """Return mean ranks by input, `(batch, *places)`, as a map of the same samples and target as another."""
     axes = {name: _places(first.axes_of(name)) for name in means}
     known = {name: one for name, one in axes.items() if one is not None}
     several = isinstance(first.values, dict)
@@ -83,21 +68,21 @@ def ranking(first: Attribution, means: ByInput, *, method: str, settings: dict[s
         "axes": {str(name): one for name, one in known.items()} if several else axes[None],
         "signed": False,
         "units": UNITS,
-        "method": method,
-        "settings": {**where, **settings},
+        "method": "mean rank of " + " and ".join(one.method for one in maps),
+        "settings": {**where, "maps": [{"method": one.method, **one.settings} for one in maps]},
         "checks": {},
         "standard_error": None,
         "degrees": None,
         "skewness": None,
-        "cost": cost,
+        "cost": " and ".join(one.cost for one in maps if one.cost),
     }
     return Attribution(**fields)
 
 
-def ranks_by_input(one: Attribution) -> ByInput:
+def _by_input(one: Attribution) -> dict[str | None, torch.Tensor]:
     """The ranks of the places of each input, `(batch, *places)`, from 0 to 1."""
     names: list[str | None] = list(one.values) if isinstance(one.values, dict) else [None]
-    found: ByInput = {}
+    found: dict[str | None, torch.Tensor] = {}
     for name in names:
         axes = one.axes_of(name)
         values = (one.values[str(name)] if isinstance(one.values, dict) else one.tensor).detach().double().cpu()
@@ -107,19 +92,19 @@ def ranks_by_input(one: Attribution) -> ByInput:
             raise InputError(f"the map by {one.method} holds NaN or infinite values, so its places cannot be ranked.")
         used = one.used_of(name)
         found[name] = torch.stack(
-            [ranks(row, None if used is None else used[place]) for place, row in enumerate(values)]
+            [_ranks(row, None if used is None else used[place]) for place, row in enumerate(values)]
         ).float()
     return found
 
 
-def ranks(values: torch.Tensor, used: torch.Tensor | None = None) -> torch.Tensor:
+def _ranks(values: torch.Tensor, used: torch.Tensor | None) -> torch.Tensor:
     """The ranks of the values of a sample, from 0 to 1, equal ones the same; 0 where a place is not used."""
     kept = torch.ones(values.shape, dtype=torch.bool)
     if used is not None:
         kept &= used.bool().cpu().reshape(*used.shape, *[1] * (values.ndim - used.ndim))  # tokens come first
-    found = torch.zeros(values.shape, dtype=torch.float64)
-    found[kept] = (average_ranks(values[kept]) - 1) / max(1, int(kept.sum()) - 1)
-    return found
+    ranks = torch.zeros(values.shape, dtype=torch.float64)
+    ranks[kept] = (average_ranks(values[kept]) - 1) / max(1, int(kept.sum()) - 1)
+    return ranks
 
 
 def _places(axes: tuple[str, ...] | None) -> tuple[str, ...] | None:
@@ -128,9 +113,9 @@ def _places(axes: tuple[str, ...] | None) -> tuple[str, ...] | None:
 
 def _check_same(
     first: Attribution,
-    ranked: ByInput,
+    ranks: dict[str | None, torch.Tensor],
     other: Attribution,
-    others: ByInput,
+    ranked: dict[str | None, torch.Tensor],
 ) -> None:
     """Check that two maps are of the same places, targets and inputs.
 
@@ -138,7 +123,7 @@ def _check_same(
         InputError: when they are not.
     """
     start = f"the maps by {first.method} and {other.method} have no common ranks"
-    shapes = [{name: tuple(values.shape) for name, values in one.items()} for one in (ranked, others)]
+    shapes = [{name: tuple(values.shape) for name, values in one.items()} for one in (ranks, ranked)]
     if shapes[0] != shapes[1]:
         raise InputError(f"{start}: their places are {shapes[0]} and {shapes[1]}, by input, without channels.")
     places = [one.settings.get("where") for one in (first, other)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html
+import math
 from typing import Any
 
 import torch
@@ -139,10 +140,16 @@ class Leaderboard(Result):
 
 
 def _bootstrap_interval(values: torch.Tensor, groups: tuple[str, ...] | None) -> tuple[float, float]:
+    """The bootstrap interval of a mean, widened to what few samples or groups need.
+
+    A bootstrap takes the deviation of n values with the divisor n, and a normal distribution for Student's t
+    (Hesterberg 2015, sec. 4.1): of 5 samples, 77 to 86 % of such 95 % intervals held the mean.
+    """
     names = sorted(set(groups)) if groups is not None else []
     size = len(names) if groups is not None else len(values)
+    mean = float(values.mean())
     if size < 2:
-        return float(values.mean()), float(values.mean())
+        return mean, mean
     drawn = torch.randint(size, (RESAMPLES, size), generator=torch.Generator().manual_seed(0))
     if groups is None:
         means = values[drawn].mean(dim=1)
@@ -150,4 +157,16 @@ def _bootstrap_interval(values: torch.Tensor, groups: tuple[str, ...] | None) ->
         members = torch.tensor([[group == name for group in groups] for name in names], dtype=values.dtype)
         means = (members @ values)[drawn].sum(dim=1) / members.sum(dim=1)[drawn].sum(dim=1)
     low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=values.dtype)).tolist()
-    return low, high
+    return mean + widening(size) * (low - mean), mean + widening(size) * (high - mean)
+
+
+def widening(size: int) -> float:
+    """By how much a 95 % bootstrap interval of the mean of so many values is too narrow, as a factor.
+
+    Example:
+        >>> [round(widening(size), 2) for size in (3, 5, 11, 83)]
+        [2.69, 1.58, 1.19, 1.02]
+    """
+    from scipy.special import ndtri, stdtrit
+
+    return float(stdtrit(size - 1, 0.975) / ndtri(0.975)) * math.sqrt(size / (size - 1))
