@@ -102,6 +102,15 @@ def test_the_other_networks_on_the_page_are_those_of_the_benchmark():
         assert cells == shown, name
 
 
+def test_the_mean_rank_is_above_relevance_in_every_network():
+    for network in ("lite0", "lite1", "lite2", "reader", "text", "faces"):
+        found = image_report.stored(network)["rows"]
+        ranks = found["z+ and rise 200, mean rank"]["gain"]
+        assert image_report.interval(ranks - found["relevance z+"]["gain"])[1] > 0
+        _, low, high = image_report.interval(ranks - found[image_report.RIVALS[3]]["gain"])
+        assert high < 0 if network == "faces" else low < 0 < high
+
+
 @pytest.mark.slow
 def test_the_tables_are_those_of_the_stored_numbers(capsys):
     image_report.report()
