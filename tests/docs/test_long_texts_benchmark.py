@@ -214,3 +214,10 @@ def test_the_long_texts_on_the_page_are_those_of_the_stored_numbers():
                 shown = answer_report.interval(own)
                 shown += "" if name == long_methods.BEST else f" ({answer_report.interval(own - best)})"
             assert cell.strip() == shown, (name, cell)
+    own = long_report.tables([one for one in texts if (one.model, one.size) == ("smollm2", 50)], "contrast")
+    names = ("leave_one_out, tokens", long_methods.BEST, "centered relevance + 12 ablations")
+    tokens, best, both = (long_report.both(own[name]) for name in names)
+    told = page[page.index("- In SmolLM2, on 7 texts of 50 tokens") :].split("\n- ")[0].replace("\n  ", " ")
+    assert len(best) == 7
+    for values in (tokens, best, tokens - best, both - best):
+        assert answer_report.interval(values) in told
