@@ -109,8 +109,11 @@ def _equal(one: object, two: object) -> bool:
     if isinstance(one, Mapping) and isinstance(two, Mapping):
         return one.keys() == two.keys() and all(_equal(one[name], two[name]) for name in one)
     if isinstance(one, torch.Tensor) and isinstance(two, torch.Tensor):
-        kind = max(one.dtype, two.dtype, key=lambda dtype: torch.finfo(dtype).eps if dtype.is_floating_point else 0)
-        return one.shape == two.shape and torch.equal(one.to(kind), two.to(one.device, kind))  # the coarser of both
+        kinds = one.dtype, two.dtype
+        kind = torch.promote_types(*kinds)
+        if all(dtype.is_floating_point for dtype in kinds):  # a copy in less precision is the same input
+            kind = max(kinds, key=lambda dtype: torch.finfo(dtype).eps)
+        return one.shape == two.shape and torch.equal(one.to(kind), two.to(one.device, kind))
     return bool(one == two)
 
 

@@ -1,5 +1,6 @@
 """`mean_rank`: the mean of the ranks of several maps, against scipy's ranks."""
 
+import contextlib
 import dataclasses
 
 import pytest
@@ -117,3 +118,20 @@ def test_maps_of_two_dtypes_have_common_ranks():
         assert torch.equal(mean_rank(*maps).tensor, expected.tensor)
     with pytest.raises(InputError, match="different inputs"):
         mean_rank(one, dataclasses.replace(two, inputs=two.inputs + 0.01))
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        (torch.tensor([1 + 2j]), torch.tensor([1.0]), False),
+        (torch.tensor([1 + 0j]), torch.tensor([1.0]), True),
+        (torch.tensor([1], dtype=torch.uint8), torch.tensor([257]), False),
+        (torch.tensor([0.1]).half(), torch.tensor([0.1]), True),
+    ],
+)
+def test_inputs_of_two_dtypes_are_compared_by_their_values(one, other, same):
+    found = saliency(nn.Linear(1, 1), torch.ones(1, 1), target=0, method="gradient")
+    maps = tuple(dataclasses.replace(found, inputs=kept[None]) for kept in (one, other))
+    for pair in (maps, maps[::-1]):
+        with contextlib.nullcontext() if same else pytest.raises(InputError, match="different inputs"):
+            mean_rank(*pair)

@@ -153,13 +153,13 @@ def test_the_error_of_a_token_over_references():
 def test_the_error_of_points_on_given_paths_is_how_the_mean_scatters():
     baselines = normal(3, 6, seed=2).double()
     options = {"target": 0, "method": "gradient_shap", "baselines": baselines, "samples": 24}
-    found = [layerlens.saliency(Cubes(), POINT, seed=seed, **options) for seed in range(200)]
+    found = [layerlens.saliency(Cubes(), POINT, seed=seed, **options) for seed in range(400)]
     values, errors = (torch.stack([getattr(one, name) for one in found]) for name in ("tensor", "standard_error"))
     assert (
-        (values.mean(dim=0) - POINT**3 + baselines.pow(3).mean(dim=0)).abs() < 4 * values.std(dim=0) / 200**0.5
+        (values.mean(dim=0) - POINT**3 + baselines.pow(3).mean(dim=0)).abs() < 4 * values.std(dim=0) / 400**0.5
     ).all()
     ratio = errors.square().mean(dim=0).sqrt() / values.std(dim=0)
-    assert (ratio - 1).abs().max() < 0.2 and (ratio.mean() - 1).abs() < 0.15
+    assert (ratio - 1).abs().max() < 0.2 and (ratio.mean() - 1).abs() < 0.1
 
 
 def test_ends_of_an_uneven_interval_solve_the_equation_of_hall():
