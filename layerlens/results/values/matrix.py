@@ -75,8 +75,8 @@ class Matrix(Explained):
         Example:
             >>> m = Matrix("interaction", ("a", "b"), ("a", "b"), torch.eye(2), ("feature",) * 2, "score", True, "SII",
             ...            {}, error=torch.full((2, 2), 0.1), degrees=29)
-            >>> [end[0, 0].item() for end in m.interval(0.9)]
-            [0.830087423324585, 1.1699125766754150]
+            >>> [round(end[0, 0].item(), 3) for end in m.interval(0.9)]
+            [0.83, 1.17]
         """
         low, high = intervals_of(self.method, self.values, self.error, self.degrees, None, share)
         assert isinstance(low, torch.Tensor) and isinstance(high, torch.Tensor)
