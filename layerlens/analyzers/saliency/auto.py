@@ -255,14 +255,13 @@ def _adding_up(choice: Choice, run: Callable[[], tuple[Attribution, str]]) -> Ch
     why, spent = choice.why, (*choice.spent, "about 3 gradients to try relevance")
     try:
         (found, missed), said = _trial(run)
-    except LayerLensError as error:
-        found, missed, said = None, str(error), []
-    name = "deep_lift"
-    if missed:
-        name, found, said = "integrated_gradients", None, []
-        why = f"{why}, in which deep_lift does not add up"
-        spent = (*spent, "1 gradient and 1 forward pass to try deep_lift")
-    return dataclasses.replace(choice, name=name, why=why, spent=spent, result=found, said=said)
+        failed = "in which deep_lift does not add up" if missed else ""
+    except (LayerLensError, RuntimeError):  # what has another cause, the other method raises again
+        failed = "which deep_lift does not take"
+    if failed:
+        why, spent = f"{why}, {failed}", (*spent, "1 gradient and 1 forward pass to try deep_lift")
+        return dataclasses.replace(choice, name="integrated_gradients", why=why, spent=spent, result=None)
+    return dataclasses.replace(choice, name="deep_lift", why=why, spent=spent, result=found, said=said)
 
 
 def _trial(run: Callable[[], Found]) -> tuple[Found, list[warnings.WarningMessage]]:

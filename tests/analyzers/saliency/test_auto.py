@@ -13,7 +13,7 @@ from torch import nn
 import layerlens
 from layerlens import Lens
 from layerlens.analyzers.saliency.auto import auto
-from layerlens.errors import InputError, OptionError, TargetError, UnknownOption
+from layerlens.errors import InputError, LayerLensError, OptionError, TargetError, UnknownOption
 from tests.cases import CASES, normal
 
 
@@ -208,6 +208,25 @@ def test_a_series_that_deep_lift_does_not_add_up_on_gets_integrated_gradients():
     assert found.method == "integrated_gradients" and "deep_lift does not add up" in found.settings["chosen"]
     assert found.cost.endswith("to try relevance, 1 gradient and 1 forward pass to try deep_lift")
     assert torch.equal(found.tensor, layerlens.saliency(net, x, target=1, method="integrated_gradients").tensor)
+
+
+def test_a_series_that_deep_lift_does_not_take_gets_integrated_gradients():
+    """Zeros take another route than the series: more layers run on it."""
+
+    class Deeper(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.more, self.net = nn.Conv1d(1, 1, 3, padding=1), wave(2)
+
+        def forward(self, x):
+            return self.net(self.more(x).tanh() if float(x.detach().abs().max()) > 0.5 else x)
+
+    net, x = made(Deeper), normal(2, 1, 60).double()
+    with pytest.raises(LayerLensError, match="another route"):
+        layerlens.saliency(net, x, target=1, method="deep_lift")
+    with pytest.warns(UserWarning, match="integrated_gradients: after 200 steps"):  # the model jumps on the path
+        found = layerlens.saliency(net, x, target=1)
+    assert found.method == "integrated_gradients" and "which deep_lift does not take" in found.settings["chosen"]
 
 
 def test_pictures_of_a_convolutional_network():
