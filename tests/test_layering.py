@@ -100,9 +100,7 @@ def imports_of(file, source):
                 base += tuple(child.module.split(".")) if child.module else ()
                 for name in child.names:
                     yield Import((*base, name.name), inside, for_types, child.lineno)
-            elif isinstance(child, ast.If) and "TYPE_CHECKING" in (
-                getattr(child.test, "id", ""), getattr(child.test, "attr", ""),
-            ):  # fmt: skip
+            elif isinstance(child, ast.If) and ast.unparse(child.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
                 yield from walk(ast.Module(child.body, []), inside, True)
                 yield from walk(ast.Module(child.orelse, []), inside, for_types)
             else:

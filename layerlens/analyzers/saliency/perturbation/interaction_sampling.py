@@ -141,9 +141,7 @@ def _estimates(
     cells = (count + 1) * (order + 1)
     for place, size in enumerate(own.tolist()):
         stratum = sizes * (order + 1) + shared[:, place]
-        total, number = (
-            torch.zeros(cells, 1 + PARTS).double().index_add_(0, stratum, one) for one in (residual, times)
-        )
+        total, number = (_sums(one, stratum, cells) for one in (residual, times))
         found[place] += _weights(index, count, size, order) @ (total / number.clamp_min(1))
     if index == "k-SII":  # Bordt & von Luxburg 2023, eq. 9
         bernoulli = torch.tensor(_bernoulli(order)).double()
